@@ -14,8 +14,8 @@ test: ## run all tests, on a real engine; installs what is missing (ARGS='-k tai
 check: ## check the contract, generated code, style, types and imports
 	@.ci/check
 
-proto: ## generate the Python code and docs/contract.md from protos/
-	@.ci/environment && .ci/proto
+proto: ## generate the Python code, docs/contract.md and the code of clients/rust from protos/
+	@.ci/environment && .ci/proto && .ci/tools cargo && PATH="$$PWD/.tools/bin:$$PATH" clients/rust/generate/run
 
 picture: ## take the picture of the page in the documentation anew
 	@.ci/picture

@@ -537,7 +537,14 @@ def _smtp_server(settings: Settings) -> SmtpServer | None:
 
 def _host(configured: HostSettings, store: Store, settings: Settings, supervisor: Supervisor) -> Host:
     engine = Engine(configured.engine, certificates=configured.engine_cert_dir)
-    backend = DockerBackend(engine, instance=store.instance, host=configured.name, default_pids=settings.default_pids)
+    backend = DockerBackend(
+        engine,
+        instance=store.instance,
+        host=configured.name,
+        default_pids=settings.default_pids,
+        networks=configured.allow_networks,
+        volumes=configured.allow_volumes,
+    )
     choice = CaptureChoice(
         configured.capture,
         settings.data_dir,

@@ -129,6 +129,19 @@ def read_origins(text: str) -> Sequence[str]:
     return origins
 
 
+def is_engine_name(text: str) -> bool:
+    """Return whether an engine takes this for the name of a network or a volume, and not for something of the host."""
+    return re.fullmatch(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,127}", text) is not None and text not in {"host", "default"}
+
+
+def read_engine_names(text: str) -> Sequence[str]:
+    names = tuple(name.strip() for name in text.split(",") if name.strip())
+    for name in names:
+        if not is_engine_name(name) or name == "none":
+            raise ValueError(f"has {name!r}, which jobs cannot be given; must be names, as builds,cache")
+    return names
+
+
 _NAME = r"[^\s/@:\[\]-][^\s/@:\[\]]*"
 _HOST = rf"(\[[0-9a-fA-F:.]+\]|{_NAME})"
 _ENGINE = re.compile(
@@ -311,6 +324,7 @@ _KINDS: Mapping[Callable[[str], object], str] = {
     read_host_name: "NAME",
     read_pattern: "PATTERN",
     read_host_names: "NAMES",
+    read_engine_names: "NAMES",
     read_secret_names: "NAMES",
     read_retries: "NUMBER",
     read_url: "URL",
@@ -342,6 +356,8 @@ def setting(default: Callable[[], object], read: Callable[[str], object], meanin
 
 
 _ADDRESS = "address of the Docker engine: unix://, tcp://, ssh:// or context://"
+_NETWORKS = "networks of the engine that jobs may use, separated by commas; by default none"
+_VOLUMES = "volumes of the engine that jobs may mount, separated by commas; by default none"
 _CERTIFICATES = "directory of ca.pem, cert.pem and key.pem; with it an engine at tcp:// is reached by TLS"
 
 
@@ -367,6 +383,8 @@ class HostSettings:
         lambda: None, read_path, "path of the data directory on the engine's machine; by default detected"
     )
     engine_cert_dir: Path | None = setting(lambda: None, read_path, _CERTIFICATES)
+    allow_networks: Sequence[str] = setting(tuple, read_engine_names, _NETWORKS)
+    allow_volumes: Sequence[str] = setting(tuple, read_engine_names, _VOLUMES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -434,6 +452,8 @@ class Settings:
         lambda: None, read_path, "path of the data directory on the engine's machine; by default detected"
     )
     engine_cert_dir: Path | None = setting(lambda: default_cert_dir(os.environ), read_path, _CERTIFICATES)
+    allow_networks: Sequence[str] = setting(tuple, read_engine_names, _NETWORKS)
+    allow_volumes: Sequence[str] = setting(tuple, read_engine_names, _VOLUMES)
     max_log_bytes: int = setting(
         lambda: 1 << 30, read_log_bytes, "maximum size of one log; a larger log loses its middle"
     )
@@ -558,10 +578,7 @@ class Settings:
             if refusal := self.webhook_networks.refusal_in(url):
                 raise ConfigError(f"notify_urls has a URL that cannot be used: {refusal}")
         if not self.hosts:
-            local = HostSettings(
-                LOCAL, self.engine, self.max_running, self.capture, self.engine_data_dir, self.engine_cert_dir
-            )
-            object.__setattr__(self, "hosts", (local,))
+            object.__setattr__(self, "hosts", (_local_host(self),))
         if self.default_timeout > self.max_timeout:
             default, most = _duration_text(self.default_timeout), _duration_text(self.max_timeout)
             raise ConfigError(f"default_timeout ({default}) is longer than max_timeout ({most}): set both")
@@ -591,7 +608,13 @@ SETTINGS: Sequence["Field[Any]"] = [each for each in fields(Settings) if each.me
 # The name of the only host, where none are configured.
 LOCAL = "local"
 # What makes the host `local`, and so cannot be beside hosts of their own.
-_OF_LOCAL = ("engine", "capture", "engine_data_dir", "engine_cert_dir")
+_OF_LOCAL = ("engine", "capture", "engine_data_dir", "engine_cert_dir", "allow_networks", "allow_volumes")
+
+
+def _local_host(settings: Settings) -> HostSettings:
+    return HostSettings(
+        LOCAL, max_running=settings.max_running, **{name: getattr(settings, name) for name in _OF_LOCAL}
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -815,15 +838,7 @@ def _read_pool(table: Mapping[str, object], hosts: Sequence[str], where: str) ->
 
 def _configured_hosts(settings: Settings) -> Sequence[HostSettings]:
     """Return the hosts that are written in the file; none if the only host is made of the other settings."""
-    made = HostSettings(
-        LOCAL,
-        settings.engine,
-        settings.max_running,
-        settings.capture,
-        settings.engine_data_dir,
-        settings.engine_cert_dir,
-    )
-    return () if list(settings.hosts) == [made] else settings.hosts
+    return () if list(settings.hosts) == [_local_host(settings)] else settings.hosts
 
 
 def _counted(count: int, units: tuple[tuple[str, int], ...]) -> str:

@@ -158,6 +158,15 @@ class Tmpfs:
 
 
 @dataclass(frozen=True, slots=True)
+class Volume:
+    """A named volume of the engine, and its place in the container."""
+
+    name: str
+    path: str
+    read_only: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Ulimit:
     """A limit of each process of a container, -1: unlimited. `hard` None: as `soft`."""
 
@@ -385,6 +394,7 @@ class JobSpec:
     ulimits: Sequence[Ulimit] = ()
     dns: Dns | None = None
     cap_drop: Sequence[str] = ()
+    volumes: Sequence[Volume] = ()
 
     @property
     def starts_at_once(self) -> bool:
@@ -440,6 +450,16 @@ class LogTotals:
     bytes: int
     missing_bytes: int = 0
     crc32: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """The resources that a container used, as the kernel counted. None: the kernel does not tell."""
+
+    cpu_time: timedelta | None = None
+    peak_memory_bytes: int | None = None
+    read_bytes: int | None = None
+    written_bytes: int | None = None
 
 
 class Times(NamedTuple):
@@ -549,6 +569,7 @@ class Execution:
     handle: str = ""
     starting: bool = False
     logs: Sequence[LogTotals] = ()
+    usage: Usage | None = None
     expire_time: datetime | None = None
     tick_time: datetime | None = None
     tries: int = 0
@@ -616,6 +637,9 @@ class Job:
     tick_time: datetime | None = None
     revision: int = 1
     array: ArrayPosition | None = None
+    # Who enqueued it, and who stopped it first of all; empty: not known, or nobody.
+    caller: str = ""
+    stop_caller: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -75,6 +75,11 @@ class Pools:
         return self._hosts[pool]
 
     @property
+    def hosts(self) -> frozenset[str]:
+        """The names of all hosts."""
+        return frozenset(host for names in self._hosts.values() for host in names)
+
+    @property
     def placement(self) -> str:
         """Return, as text, what decides the pools of tasks; empty without pools."""
         return json.dumps([[pool.name, pool.pattern] for pool in self._pools]) if self._pools else ""

@@ -9,9 +9,11 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from contextvars import copy_context
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import Enum
+from functools import partial
 
 import structlog
 
@@ -174,6 +176,7 @@ class Retention:
         if total != Count():
             log.info("pruned", jobs=total.jobs, logs=total.logs, bytes=total.bytes)
         await self._prune_deliveries(now)
+        await self._prune_audit(now)
         await self._prune_changes(now)
         return total
 
@@ -186,6 +189,7 @@ class Retention:
             (kept.oldest_log_time, self._limits.keep_logs),
             (kept.oldest_job_time, self._limits.keep_jobs),
             (kept.oldest_delivery_time, self._limits.keep_deliveries),
+            (kept.oldest_audit_time, self._limits.keep_jobs),
         ):
             if keep is not None:
                 left = keep if oldest is None else min(oldest + keep - now, keep)
@@ -224,6 +228,17 @@ class Retention:
             self._check_open()
             before = now - self._limits.keep_deliveries
             if await self._store.prune_deliveries(before=before, limit=STEP_ROWS) < STEP_ROWS:
+                return
+            await self._pause(began)
+
+    async def _prune_audit(self, now: datetime) -> None:
+        """Delete the entries of the audit that are older than jobs may be."""
+        if self._limits.keep_jobs is None:
+            return
+        while True:
+            began = time.monotonic()
+            self._check_open()
+            if await self._store.prune_audit(before=now - self._limits.keep_jobs, limit=STEP_CHANGES) < STEP_CHANGES:
                 return
             await self._pause(began)
 
@@ -269,7 +284,9 @@ class Retention:
 
     async def _step(self, query: PruneQuery, after: PruneCursor, excess: int | None = None) -> _PruneStep:
         self._check_open()
-        return await asyncio.get_running_loop().run_in_executor(self._thread, self._prune_some, query, after, excess)
+        # In the context of the call, if there is one: its audit.
+        prune = partial(copy_context().run, self._prune_some, query, after, excess)
+        return await asyncio.get_running_loop().run_in_executor(self._thread, prune)
 
     def _check_open(self) -> None:
         if self._closed:

@@ -95,7 +95,7 @@ class OwnEngine:
         if self._process.poll() is not None:
             self.start()
         with closing(docker.DockerClient(self.address)) as sdk:
-            for container in sdk.containers.list(all=True):
+            for container in sdk.containers.list(all=True, ignore_removed=True):
                 container.remove(force=True)
         self.stop()
         self._log.close()

@@ -70,7 +70,7 @@ MAY: Mapping[str, frozenset[str]] = {
             "RedeliverNotification",
         ]
     ),
-    "operate": frozenset(["UpdateTask", "DrainHost", "ResumeHost", "Prune"]),
+    "operate": frozenset(["UpdateTask", "DrainHost", "ResumeHost", "Prune", "ListAuditEntries"]),
 }
 # Of the paths that are no calls: which answer without a token. The others need the role view.
 OPEN_PATHS = {"/healthz", "/readyz", "/", "/assets/app.js"}
@@ -204,6 +204,13 @@ def test_a_browser_without_a_token_gets_the_page_and_no_data(guarded: Guarded) -
     assert guarded.shown.id.encode() not in content
 
 
+def test_the_openapi_document_of_a_server_with_tokens_says_so(guarded: Guarded) -> None:
+    headers = {"Authorization": f"Bearer {guarded.tokens['view']}"}
+    document = json.loads(ask(guarded.server, "GET", "/openapi.json", **headers)[2])
+    assert document["security"] == [{"token": []}, {"cookie": []}]
+    assert document["paths"]["/readyz"]["get"]["security"] == []
+
+
 @pytest.mark.parametrize("name", [*CREDENTIALS, "limited"])
 def test_reflection_needs_a_token_and_health_does_not(guarded: Guarded, name: str) -> None:
     metadata = () if name == "none" else (("authorization", f"Bearer {guarded.tokens.get(name, WRONG)}"),)
@@ -250,7 +257,8 @@ def hidden_requests(guarded: Guarded) -> Mapping[str, tuple[Any, str]]:
         for name in ["GetTask", "UpdateTask", "ListJobs", "ListExecutions", "WatchJobs", "Prune"]
     }
     by_server = dict.fromkeys(
-        ["ListHosts", "DrainHost", "ResumeHost", "RedeliverNotification"], (None, "PERMISSION_DENIED")
+        ["ListHosts", "DrainHost", "ResumeHost", "RedeliverNotification", "ListAuditEntries"],
+        (None, "PERMISSION_DENIED"),
     )
     return {
         **by_job,

@@ -1,19 +1,22 @@
-"""A copy taken of a server at work, by the commands of docs/operations.md, and what a server restored from it says."""
+"""A backup taken of a server at work, by the commands of docs/operations.md, and what a server restored from it says;
+tars, damage, and backups that are none."""
 
 import os
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import docker
 import pytest
 
 from fastlane_grpc.client import Client, CursorRefused, NotFound
 from fastlane_grpc.v1 import fastlane_pb2 as pb
+from tests.commands import FASTLANE
 from tests.pages import DocPage, replaced
 from tests.reading import Reader
-from tests.serving import Server, clear
+from tests.serving import Server, clear, serving, serving_on
 from tests.tools import ROOT
 
 pytestmark = pytest.mark.engine
@@ -25,9 +28,13 @@ BUSY = 30
 
 @pytest.fixture
 def restored(tmp_path: Path, sdk: docker.DockerClient) -> Iterator[Path]:
-    """Where the copy goes."""
-    yield tmp_path / "backup"
+    """Where the backup is restored."""
+    yield tmp_path / "restored"
     clear(sdk, tmp_path / "data")
+
+
+def fastlane(*words: str, **more: Any) -> "subprocess.CompletedProcess[bytes]":
+    return subprocess.run([*FASTLANE, *words], capture_output=True, check=False, timeout=60, **more)
 
 
 def back_up(server: Server, data_dir: Path, image: str) -> None:
@@ -35,7 +42,7 @@ def back_up(server: Server, data_dir: Path, image: str) -> None:
     [block] = [
         block
         for block in DocPage(ROOT / "docs" / "operations.md").blocks()
-        if block.language == "sh" and "VACUUM INTO" in block.text
+        if block.language == "sh" and "fastlane backup" in block.text
     ]
     script = replaced(block.script(data_dir), {"/var/lib/fastlane": str(data_dir), "busybox": image})
     environment = os.environ | {
@@ -74,6 +81,7 @@ def test_a_restored_server_goes_on_from_the_moment_of_the_backup(
             *_, cursor = [tail.cursor for _ in tail]
     finally:
         first.stop()
+    assert fastlane("restore", str(tmp_path / "monday"), "--data-dir", str(restored), "--yes").returncode == 0
     second = Server(restored, capture="recorder")
     try:
         with Client(second.address) as client:
@@ -90,3 +98,20 @@ def test_a_restored_server_goes_on_from_the_moment_of_the_backup(
                 Reader(client, running_id, cursor=cursor).end()
     finally:
         second.stop()
+
+
+def test_a_restored_server_starts_no_job_before_its_hosts_are_resumed(
+    sdk: docker.DockerClient, image: str, tmp_path: Path, restored: Path
+) -> None:
+    with serving(tmp_path / "data", engine="unix:///nowhere.sock") as first, Client(first.address) as client:
+        waiting = client.enqueue("backup", image, args=["echo", "once"]).execution.id
+        made = fastlane("backup", "-", "--data-dir", str(tmp_path / "data"))
+    told = fastlane("restore", "-", "--data-dir", str(restored), "--yes", input=made.stdout)
+    assert b"Executions that wait: 1." in told.stderr
+    with serving_on(sdk, restored) as second, Client(second.address) as client:
+        [host] = client.hosts()
+        assert host.drain_note.startswith("restored from a backup of 20")
+        assert client.execution(waiting).state == pb.STATE_QUEUED
+        client.resume_host(host.name)
+        log = Reader(client, waiting)
+        assert (log.end().exit_status, log.stdout) == (0, b"once\n")

@@ -42,6 +42,7 @@ def test_both_take_the_same_arguments_and_answer_the_same(name: str) -> None:
         "jobs",
         "executions",
         "deliveries",
+        "audit_entries",
         "tasks",
         "tail",
         "watch",

@@ -21,6 +21,7 @@ from fastlane_grpc.v1 import fastlane_pb2 as pb
 from tests.certificates import Authority
 from tests.cutting_relay import CuttingRelay
 from tests.recorder_program import eventually
+from tests.scripted_server import Log, Piece, ScriptedServer
 from tests.serving import Server, serving_on
 from tests.succession import free_address
 from tests.tools import ROOT, script, tool
@@ -217,6 +218,27 @@ def test_other_systems_cancel_by_sigterm_and_the_job_is_stopped(
     os.killpg(step.pid, signal.SIGTERM) if system == "jenkins" else os.kill(step.pid, signal.SIGTERM)
     out, _ = step.communicate(timeout=60)
     assert (step.returncode, out, client.job(job_id).state) == (130, b"ready\ntold\n", pb.STATE_STOPPED)
+
+
+def test_the_stop_is_at_the_server_200_ms_after_the_signal(programs: Path, server: Server) -> None:
+    """The fastest of five: how long the program takes, not how busy the machine is."""
+    took_seconds = []
+    for _ in range(5):
+        scripted = ScriptedServer()
+        scripted.logs["execution-1"] = Log([Piece(1, b"ready\n")], heartbeats_before_end=1_000_000)
+        step = tail(programs, server, "-address", scripted.address, "busybox")
+        try:
+            assert step.stdout
+            assert step.stdout.readline() == b"ready\n"
+            step.send_signal(signal.SIGINT)
+            begin = time.monotonic()
+            assert scripted.event("stopped").wait(60)
+            took_seconds.append(time.monotonic() - begin)
+            step.communicate(timeout=60)
+        finally:
+            step.kill()
+            scripted.stop()
+    assert min(took_seconds) < 0.2, took_seconds
 
 
 def test_a_signal_before_the_server_answers_stops_the_job_too(

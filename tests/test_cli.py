@@ -101,6 +101,7 @@ def test_every_option_arrives(server: ScriptedServer) -> None:
     extra += " --memory-reservation 256m --cpuset-cpus 0-1 --shm-size 1g --cap-drop ALL --dns 192.0.2.53"
     extra += " --tmpfs /tmp --tmpfs /run:rw,noexec,size=64m,mode=700 --tmpfs /x:exec --ulimit nofile=9:-1"
     extra += " --ulimit core=0 --add-host db:192.0.2.7 --add-host six:2001:db8::7"
+    extra += " --volume cache:/cache --volume data:/data:ro"
     extra += " --dns-search example.com --dns-option ndots:2"
     more = "--priority 7 --read-only --stop-signal SIGINT --stop-grace 0s --request-id r1 -e FROM_HERE -e EMPTY="
     ran = fastlane(
@@ -128,6 +129,10 @@ def test_every_option_arrives(server: ScriptedServer) -> None:
     assert dict(spec.extra_hosts) == {"db": "192.0.2.7", "six": "2001:db8::7"}
     assert spec.dns == pb.Dns(servers=["192.0.2.53"], search_domains=["example.com"], options=["ndots:2"])
     assert list(spec.cap_drop) == ["ALL"]
+    assert list(spec.volumes) == [
+        pb.Volume(name="cache", path="/cache"),
+        pb.Volume(name="data", path="/data", read_only=True),
+    ]
     assert (spec.network, spec.user, spec.working_dir, list(spec.entrypoint)) == ("none", "1:2", "/app", ["/tini"])
     assert (dict(spec.labels), spec.priority, spec.read_only_root) == ({"team": "x"}, 7, True)
     assert (spec.stop_signal, spec.HasField("stop_grace"), spec.stop_grace.seconds) == ("SIGINT", True, 0)
@@ -523,6 +528,7 @@ def test_the_cause_is_what_the_system_said_last_without_the_brackets_around_it()
         (["run", "--tmpfs", "/a:uid=0", "busybox"], "has the option 'uid=0'; known ones: size=64m, mode=1777, exec"),
         (["run", "--tmpfs", "/a:mode=9", "busybox"], "has the option 'mode=9'"),
         (["run", "--tmpfs", "/a:size=x", "busybox"], "must be a number of bytes"),
+        (["run", "--volume", "/cache", "busybox"], "must be NAME:PATH"),
         (["run", "--ulimit", "nofile", "busybox"], "must be NAME=SOFT[:HARD]"),
         (["run", "--add-host", "db", "busybox"], "must be HOST:IP"),
         (["run", "-l", "x", "busybox"], "'x' must be NAME=VALUE"),

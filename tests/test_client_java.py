@@ -44,8 +44,8 @@ def run(command: list[str], *words: str | Path) -> subprocess.CompletedProcess[b
 
 
 def test_the_java_client_and_its_example_are_short() -> None:
-    """Counted without blank lines, comments, imports and lone braces: Java takes a tenth more than 300."""
-    assert sum(map(lines_of_code, SOURCES.glob("*.java"))) <= 330
+    """Counted without blank lines, comments, imports and lone braces: Java takes a seventh more than 300."""
+    assert sum(map(lines_of_code, SOURCES.glob("*.java"))) <= 345
     assert lines_of_code(SOURCES / "examples" / "TailCommand.java") <= 60
 
 

@@ -62,6 +62,19 @@ def test_hosts_are_those_of_the_file_in_their_order(file: Path) -> None:
     assert loaded.max_running == 8
 
 
+@pytest.mark.parametrize("text", ["host", "none", "default", "/srv", "a:b", "../a", "a b", "container:x", "-a"])
+def test_no_network_or_volume_of_the_host_can_be_allowed(file: Path, text: str) -> None:
+    for name in ("allow_networks", "allow_volumes"):
+        assert f"has {text!r}, which jobs cannot be given" in refusal(file, f'{name} = "{text}"')
+
+
+def test_allow_lists_are_of_the_only_host_or_of_each(file: Path) -> None:
+    assert config.load({"allow_networks": "a, b"}, {}, None).hosts[0].allow_networks == ("a", "b")
+    file.write_text(TWO_HOSTS + 'allow_volumes = "cache"\n')
+    assert [host.allow_volumes for host in config.load({}, {}, file).hosts] == [(), ("cache",)]
+    assert "set it in each host" in refusal(file, 'allow_volumes = "cache"\n' + TWO_HOSTS)
+
+
 def test_max_running_beside_hosts_is_the_limit_over_all_of_them(file: Path) -> None:
     file.write_text(TWO_HOSTS)
     assert config.load({"max_running": "4"}, {}, file).max_running == 4
@@ -239,7 +252,7 @@ def test_each_setting_is_printed_with_where_it_came_from(file: Path) -> None:
 def test_hosts_are_printed_with_where_their_settings_came_from(file: Path) -> None:
     file.write_text(TWO_HOSTS)
     lines = config.toml(config.in_force({}, {}, file)).splitlines()
-    assert lines[-7:] == [
+    assert lines[-9:] == [
         "[[hosts]]",
         f'name = "a-1"  # file {file}',
         f'engine = "tcp://a:2375"  # file {file}',
@@ -247,6 +260,8 @@ def test_hosts_are_printed_with_where_their_settings_came_from(file: Path) -> No
         'capture = "auto"  # default',
         "# engine_data_dir is not set",
         "# engine_cert_dir is not set",
+        'allow_networks = ""  # default',
+        'allow_volumes = ""  # default',
     ]
     assert not [line for line in lines[: lines.index("[[hosts]]")] if line.startswith(("engine", "capture"))]
 

@@ -211,6 +211,17 @@ REFUSED: list[tuple[pb.JobSpec, list[str]]] = [
     (pb.JobSpec(dns=pb.Dns(search_domains=["a\nnameserver 192.0.2.1"])), ["spec.dns.search_domains[0]"]),
     (pb.JobSpec(dns=pb.Dns(options=["ndots:2 x"])), ["spec.dns.options[0]"]),
     (pb.JobSpec(dns=pb.Dns(servers=["192.0.2.1"] * 9)), ["spec.dns.servers"]),
+    *(
+        (pb.JobSpec(volumes=[pb.Volume(name=name, path="/a")]), ["spec.volumes[0].name"])
+        for name in ("", "/srv", ".", "..", "a/b", "~", "host", "a:b", "-a")
+    ),
+    *((pb.JobSpec(network=name), ["spec.network"]) for name in ("host", "container:a", "default", "a/b", "-a")),
+    (
+        pb.JobSpec(tmpfs=[pb.Tmpfs(path="/a")], volumes=[pb.Volume(name="a", path="/a")]),
+        ["spec.volumes[0].path"],
+    ),
+    (pb.JobSpec(volumes=[pb.Volume(name="a", path="/.fastlane/box")]), ["spec.volumes[0].path"]),
+    (pb.JobSpec(volumes=[pb.Volume(name="a", path=f"/{n}") for n in range(17)]), ["spec.volumes"]),
     (pb.JobSpec(cap_drop=["NET_RAWW"]), ["spec.cap_drop[0]"]),
     (pb.JobSpec(cap_drop=["all", "Cap_Kill"]), []),
     (pb.JobSpec(limits=pb.Limits(shm_bytes=-1)), ["spec.limits.shm_bytes"]),

@@ -120,7 +120,7 @@ class HostsHarness:
             server.kill()
         for engine in self.engines.values():
             with closing(docker.DockerClient(engine.address)) as sdk:
-                for container in sdk.containers.list(all=True):
+                for container in sdk.containers.list(all=True, ignore_removed=True):
                     with suppress(docker.errors.APIError):
                         container.remove(force=True)
 

@@ -22,6 +22,7 @@ from schemathesis.checks import (
 )
 
 from fastlane_grpc.http import openapi
+from fastlane_grpc.http.openapi import Security
 from fastlane_grpc.http.routes import ROUTES, CallRoute, methods
 from fastlane_grpc.v1 import fastlane_pb2 as pb
 from tests.serving import Server
@@ -38,6 +39,28 @@ SECONDS = 20
 
 def test_the_document_is_valid() -> None:
     OpenAPIV31SpecValidator(DOCUMENT).validate()
+
+
+def test_the_document_tells_how_callers_are_admitted() -> None:
+    assert "security" not in DOCUMENT
+    assert "securitySchemes" not in DOCUMENT["components"]
+    tokens, certificates = Security(tokens=True, open_paths=frozenset({"/healthz"})), Security(certificates=True)
+    both = Security(tokens=True, certificates=True, open_paths=frozenset({"/healthz"}))
+    for security, ways, health in (
+        (tokens, [{"token": []}, {"cookie": []}], []),
+        (certificates, [{"certificate": []}], None),
+        (
+            both,
+            [{"certificate": [], "token": []}, {"certificate": [], "cookie": []}, {"certificate": []}],
+            [{"certificate": []}],
+        ),
+    ):
+        document = json.loads(openapi.document(security))
+        OpenAPIV31SpecValidator(document).validate()
+        assert document["security"] == ways
+        assert document["components"]["securitySchemes"].keys() == {name for way in ways for name in way}
+        assert document["paths"]["/healthz"]["get"].get("security") == health
+        assert "security" not in document["paths"]["/metrics"]["get"]
 
 
 def test_the_document_has_every_path_with_the_comment_of_its_call() -> None:

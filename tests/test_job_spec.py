@@ -36,7 +36,7 @@ VALUES: Mapping[str, tuple[Any, Any]] = {
     "limits.shm_bytes": (128 << 20, 1 << 20),
     "limits.memory_reservation_bytes": (16 << 20, 17 << 20),
     "limits.cpuset": ("0-1", "0"),
-    "network": ("none", None),
+    "network": ("none", "builds"),
     "read_only_root": (True, None),
     "stop_signal": ("SIGINT", "SIGUSR1"),
     "stop_grace": (duration_pb2.Duration(), duration_pb2.Duration(seconds=3)),
@@ -99,6 +99,10 @@ VALUES: Mapping[str, tuple[Any, Any]] = {
     "dns.servers": (["192.0.2.53", "2001:db8::53"], ["192.0.2.54"]),
     "dns.search_domains": (["example.com"], ["."]),
     "dns.options": (["ndots:2"], ["rotate"]),
+    "volumes": (
+        [pb.Volume(name="cache", path="/cache", read_only=True)],
+        [pb.Volume(name="cache", path="/cache")],
+    ),
     "cap_drop": (["cap_net_raw", "MKNOD"], ["ALL"]),
 }
 
@@ -136,6 +140,9 @@ IN_CONTAINER: Mapping[str, Mapping[str, Any]] = {
     "dns.servers": {"HostConfig": {"Dns": ["192.0.2.53", "2001:db8::53"]}},
     "dns.search_domains": {"HostConfig": {"DnsSearch": ["example.com"]}},
     "dns.options": {"HostConfig": {"DnsOptions": ["ndots:2"]}},
+    "volumes": {
+        "HostConfig": {"Mounts": [{"Type": "volume", "Source": "cache", "Target": "/cache", "ReadOnly": True}]}
+    },
     "cap_drop": {"HostConfig": {"CapDrop": ["NET_RAW", "MKNOD"]}},
     "read_only_root": {"HostConfig": {"ReadonlyRootfs": True}},
     "stop_signal": {"StopSignal": "SIGINT"},
@@ -182,7 +189,8 @@ def spec_with(path: str, value: object) -> pb.JobSpec:
 async def server(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Server]:
     """One whose engine is not there: it keeps jobs, and starts none."""
     directory = tmp_path_factory.mktemp("spec")
-    hosts = (HostSettings("here", f"unix://{directory}/no-engine"),)
+    allowed = {"allow_networks": ("builds",), "allow_volumes": ("cache",)}
+    hosts = (HostSettings("here", f"unix://{directory}/no-engine", **allowed),)
     async with Server(
         Settings(data_dir=directory / "data", listen="127.0.0.1:0", http_listen="", hosts=hosts)
     ) as server:
@@ -200,7 +208,7 @@ def test_every_field_is_tried_here() -> None:
     assert set(VALUES) == set(IN_CONTAINER) | BY_FASTLANE
 
 
-@pytest.mark.parametrize("path", ["tmpfs", "ulimits"])
+@pytest.mark.parametrize("path", ["tmpfs", "ulimits", "volumes"])
 def test_every_field_of_a_message_in_a_list_is_tried_here(path: str) -> None:
     [message] = VALUES[path][0]
     assert {field.name for field, _ in message.ListFields()} == {field.name for field in message.DESCRIPTOR.fields}

@@ -326,6 +326,10 @@ def test_the_facts_are_told(recorder: Recorder) -> None:
     assert facts["end_time_ns"] - facts["start_time_ns"] >= 30_000_000
     assert facts["max_rss_kib"] > 1_000
     assert facts["blocked_ms"] == 0
+    usage = walked.facts["usage"]
+    assert isinstance(usage, dict)
+    assert set(usage) == {"cpu_us", "peak_memory_bytes", "read_bytes", "written_bytes"}
+    assert all(isinstance(number, int) and number >= -1 for number in usage.values())
 
 
 def executable(path: Path, content: str, mode: int = 0o755) -> Path:

@@ -105,6 +105,7 @@ def test_schedules_and_retries_outlive_servers_that_are_killed(harness: CrashHar
                         retry=pb.Retry(
                             max_retries=RETRIES, initial_backoff=duration_pb2.Duration(seconds=45), factor=1
                         ),
+                        history=10_000,
                     ),
                 )
             )

@@ -25,6 +25,7 @@ from sqlite_utils import Database
 
 from fastlane_grpc.errors import DiskFull, ExecutionNotFound, JobNotFound, RequestIdReused, ServerStopping, StoreFailed
 from fastlane_grpc.model import (
+    Dns,
     Execution,
     Job,
     JobSpec,
@@ -36,6 +37,9 @@ from fastlane_grpc.model import (
     Source,
     State,
     StopCause,
+    Tmpfs,
+    Ulimit,
+    Volume,
     utc_now,
 )
 from fastlane_grpc.store import Store
@@ -339,7 +343,23 @@ specs = st.builds(
     envs=st.dictionaries(texts, texts, max_size=3),
     timeout=st.none() | st.timedeltas(timedelta(), timedelta(days=9)),
     pull_policy=st.sampled_from(PullPolicy),
-    limits=st.builds(Limits, st.integers(0, 1 << 62), st.floats(0, 64), st.integers(0, 1 << 31)),
+    limits=st.builds(
+        Limits,
+        st.integers(0, 1 << 62),
+        st.floats(0, 64),
+        st.integers(0, 1 << 31),
+        shm_bytes=st.integers(0, 1 << 62),
+        memory_reservation_bytes=st.integers(0, 1 << 62),
+        cpuset=texts,
+    ),
+    extra_hosts=st.dictionaries(texts, texts, max_size=3),
+    tmpfs=st.lists(st.builds(Tmpfs, texts, st.integers(0, 1 << 62)), max_size=3).map(tuple),
+    volumes=st.lists(st.builds(Volume, texts, texts, st.booleans()), max_size=2).map(tuple),
+    ulimits=st.lists(st.builds(Ulimit, texts, st.integers(-1, 9), st.none() | st.integers(-1, 9)), max_size=3).map(
+        tuple
+    ),
+    dns=st.none() | st.builds(Dns, *[st.lists(texts, max_size=2).map(tuple)] * 3),
+    cap_drop=st.lists(texts, max_size=3).map(tuple),
     read_only_root=st.booleans(),
     stop_grace=st.none() | st.timedeltas(timedelta(), timedelta(days=9)),
     priority=st.integers(-100, 100),
@@ -959,7 +979,8 @@ async def test_every_migration_says_what_it_brings_and_is_applied_once(harness: 
     ]
     steps += ["state_of_jobs", "due_and_expire_times", "handles_of_backends", "many_executions_of_a_job"]
     steps += ["limits_of_tasks", "pools_of_hosts", "drained_hosts", "arrays_of_jobs", "change_log"]
-    steps += ["jobs_that_stop_unwatched", "numbers_of_metrics", "notifications"]
+    steps += ["jobs_that_stop_unwatched", "numbers_of_metrics", "notifications", "usage_of_executions"]
+    steps += ["audit"]
     assert applied == steps
     assert migrations.pending(Database(open_for_reading(harness.path))) == []
 

@@ -7,12 +7,16 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/hex"
+	"os"
+	"strings"
 	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/backoff"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/keepalive"
+	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 
 	pb "fastlane.example/fastlane/v1"
@@ -46,6 +50,32 @@ func New(address string, options ...grpc.DialOption) (*Client, error) {
 	}
 	return &Client{connection, pb.NewJobServiceClient(connection), pb.NewExecutionServiceClient(connection)}, nil
 }
+
+// WithToken is an option of New for a server that requires a token: each call shows what the function returns.
+func WithToken(token func() (string, error)) grpc.DialOption {
+	return grpc.WithPerRPCCredentials(shownToken(token))
+}
+
+// WithTokenFile is WithToken for a file, which is read anew for each call.
+func WithTokenFile(path string) grpc.DialOption {
+	return WithToken(func() (string, error) {
+		text, err := os.ReadFile(path)
+		return strings.TrimSpace(string(text)), err
+	})
+}
+
+// shownToken is the credentials of a call. A server on loopback may want a token without TLS.
+type shownToken func() (string, error)
+
+func (t shownToken) GetRequestMetadata(context.Context, ...string) (map[string]string, error) {
+	token, err := t()
+	if err != nil {
+		return nil, status.Errorf(codes.InvalidArgument, "the token: %v", err)
+	}
+	return map[string]string{"authorization": "Bearer " + token}, nil
+}
+
+func (t shownToken) RequireTransportSecurity() bool { return false }
 
 // Close ends all calls and tails.
 func (c *Client) Close() error { return c.connection.Close() }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"math/rand"
 	"slices"
+	"strings"
 	"time"
 
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
@@ -51,6 +52,10 @@ func (e *Error) resumable() bool {
 func errorOf(err error) *Error {
 	answer := status.Convert(err)
 	failure := &Error{Code: answer.Code(), Message: answer.Message(), RetryAfter: -1}
+	// The handshake failed, which does not pass by itself.
+	if failure.Code == codes.Unavailable && strings.Contains(failure.Message, "tls: ") {
+		failure.Code = codes.Unauthenticated
+	}
 	for _, detail := range answer.Details() {
 		switch detail := detail.(type) {
 		case *errdetails.ErrorInfo:

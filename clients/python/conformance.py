@@ -50,7 +50,9 @@ def main(operation: str, *words: str) -> int:
     args = [word.removeprefix("arg=") for word in words if word.startswith("arg=")]
     report = Report()
     try:
-        with Client(options["address"], timeout=float(options.get("timeout_seconds", 30))) as client:
+        token = Path(options["token_file"]).read_text().strip() if "token_file" in options else ""
+        timeout = float(options.get("timeout_seconds", 30))
+        with Client(options["address"], timeout=timeout, token=token, tls_ca=options.get("tls_ca")) as client:
             return OPERATIONS[operation](client, options, args, report)
     except Error as error:
         violations = error.violations if isinstance(error, InvalidRequest) else ()

@@ -88,7 +88,7 @@ async def _read_requests(
 ) -> list[Enqueued | None]:
     """Add the requests to the batch. Return None for each, or its result if it is no part of the batch."""
     # Valid requests by their specs: what else is in them is checked for each.
-    valid: dict[bytes, _Checked] = {}
+    valid: dict[tuple[bytes, str], _Checked] = {}
     read: list[Enqueued | None] = []
     slice_end = time.monotonic() + _SLICE_SECONDS
     for each in requests:
@@ -97,14 +97,16 @@ async def _read_requests(
             slice_end = time.monotonic() + _SLICE_SECONDS
         task_id, request_id = each.task_id, each.request_id
         # Equal specs may have different encodings: then they are checked twice.
-        encoded = each.spec.SerializeToString()
-        found: _Checked | Refusal | None = valid.get(encoded)
+        # What a job may use depends on the hosts of its task.
+        depends_on_task = each.spec.network or each.spec.volumes
+        checked = (each.spec.SerializeToString(), task_id if depends_on_task else "")
+        found: _Checked | Refusal | None = valid.get(checked)
         if found is None or unknown or not validation.are_ids_valid(task_id, request_id):
             found = _check(service, each, caller_address, unknown=unknown)
         if isinstance(found, Refusal):
             read.append(found)
             continue
-        valid.setdefault(encoded, found)
+        valid.setdefault(checked, found)
         if each.validate_only:
             request = replace(found.request, task_id=task_id, request_id=request_id)
             read.append(found.refusal or (validated_job(request), False))

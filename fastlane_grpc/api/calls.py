@@ -2,10 +2,13 @@
 
 A transport reads the request by `RequestParser`, makes the call, and looks errors up in `error_table`."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib.metadata import version
 
+from google.protobuf.descriptor import MethodDescriptor
+
 from fastlane_grpc.api import batch, converters, notification_converters, times
+from fastlane_grpc.api.audit import audited, writes
 from fastlane_grpc.api.log_stream import Send, StreamEncoding
 from fastlane_grpc.api.page_response import write_page
 from fastlane_grpc.api.service import Service
@@ -16,7 +19,7 @@ from fastlane_grpc.trust import PERMISSIONS
 from fastlane_grpc.v1 import fastlane_pb2 as pb
 
 # Beyond the first release; GetServerInfo names them.
-FEATURES = ("batches", "cron", "job-logs", "limits", "notifications", "retries", "watch")
+FEATURES = ("audit", "batches", "cron", "job-logs", "limits", "notifications", "retries", "watch")
 
 
 class Calls:
@@ -25,9 +28,12 @@ class Calls:
     def __init__(self, service: Service, *, limited: bool = False) -> None:
         """`limited`: callers may be limited to some tasks; see `visibility`."""
         self._service = service
-        for method, permission in PERMISSIONS.items() if limited else ():
-            name = "".join(f"_{letter.lower()}" if letter.isupper() else letter for letter in method).lstrip("_")
-            setattr(self, name, visible_only(getattr(self, name), permission, service.reads))
+        for method in _methods():
+            name = "".join(f"_{letter.lower()}" if letter.isupper() else letter for letter in method.name).lstrip("_")
+            if writes(method):
+                setattr(self, name, audited(getattr(self, name), method, service.settings.secret_names.mask))
+            if limited:
+                setattr(self, name, visible_only(getattr(self, name), PERMISSIONS[method.name], service.reads))
 
     # ---- JobService
 
@@ -206,6 +212,12 @@ class Calls:
             features=FEATURES,
         )
 
+    async def list_audit_entries(self, request: pb.ListAuditEntriesRequest) -> pb.ListAuditEntriesResponse:
+        page = await self._service.audit_entries(converters.read_audit_query(request))
+        response = pb.ListAuditEntriesResponse()
+        response.next_page_token = await write_page(response.entries, page, converters.write_audit_entry)
+        return response
+
     async def prune(self, request: pb.PruneRequest) -> pb.PruneResponse:
         return converters.pruned(await self._service.prune(*converters.read_prune(request)))
 
@@ -214,3 +226,8 @@ class Calls:
 
     def _job(self, job: Job, waiting: converters.WaitingOf) -> pb.Job:
         return converters.job(job, waiting, self._service.settings.secret_names)
+
+
+def _methods() -> Iterator[MethodDescriptor]:
+    for service in pb.DESCRIPTOR.services_by_name.values():
+        yield from service.methods

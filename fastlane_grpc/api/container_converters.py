@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from fastlane_grpc.model import Dns, JobSpec, Limits, Tmpfs, Ulimit
+from fastlane_grpc.model import Dns, JobSpec, Limits, Tmpfs, Ulimit, Volume
 from fastlane_grpc.v1 import fastlane_pb2 as pb
 
 
@@ -27,6 +27,10 @@ def read_tmpfs(messages: Iterable[pb.Tmpfs]) -> tuple[Tmpfs, ...]:
     return tuple(Tmpfs(each.path, each.size_bytes, each.mode, each.executable) for each in messages)
 
 
+def read_volumes(messages: Iterable[pb.Volume]) -> tuple[Volume, ...]:
+    return tuple(Volume(each.name, each.path, each.read_only) for each in messages)
+
+
 def read_ulimits(messages: Iterable[pb.Ulimit]) -> tuple[Ulimit, ...]:
     return tuple(Ulimit(each.name, each.soft, each.hard if each.HasField("hard") else None) for each in messages)
 
@@ -40,6 +44,8 @@ def write_options(message: pb.JobSpec, value: JobSpec) -> None:
     message.extra_hosts.update(value.extra_hosts)
     for tmpfs in value.tmpfs:
         message.tmpfs.add(path=tmpfs.path, size_bytes=tmpfs.size_bytes, mode=tmpfs.mode, executable=tmpfs.executable)
+    for volume in value.volumes:
+        message.volumes.add(name=volume.name, path=volume.path, read_only=volume.read_only)
     for ulimit in value.ulimits:
         message.ulimits.add(name=ulimit.name, soft=ulimit.soft, hard=ulimit.hard)
     if value.dns is not None:

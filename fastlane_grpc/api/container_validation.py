@@ -7,13 +7,14 @@ import re
 from collections.abc import Iterator, Sequence
 from ipaddress import ip_address
 
+from fastlane_grpc.config import is_engine_name
 from fastlane_grpc.errors import Violation
 from fastlane_grpc.model import Dns, JobSpec, Limits, Tmpfs, Ulimit
 from fastlane_grpc.text.redaction import mask_secrets
 from fastlane_grpc.text.sanitize import control_character
 
 MAX_HOSTS = 64
-MAX_TMPFS = MAX_ULIMITS = MAX_SEARCH_DOMAINS = MAX_DNS_OPTIONS = 16
+MAX_TMPFS = MAX_VOLUMES = MAX_ULIMITS = MAX_SEARCH_DOMAINS = MAX_DNS_OPTIONS = 16
 MAX_DNS_SERVERS = 8
 MAX_CAPABILITIES = 64
 
@@ -73,6 +74,7 @@ def options_violations(spec: JobSpec) -> Iterator[Violation]:
     """Yield the violations of what few jobs ask for."""
     yield from _hosts_violations(spec)
     yield from _tmpfs_violations(spec.tmpfs)
+    yield from _volumes_violations(spec)
     yield from _ulimits_violations(spec.ulimits)
     if spec.dns is not None:
         yield from _dns_violations(spec.dns)
@@ -122,6 +124,33 @@ def _tmpfs_violations(all_tmpfs: Sequence[Tmpfs]) -> Iterator[Violation]:
             yield Violation(f"{field}.size_bytes", f"is {tmpfs.size_bytes}; it must be from 0 to {_MAX_BYTES}")
         if tmpfs.mode > 0o1777:
             yield Violation(f"{field}.mode", f"is {tmpfs.mode}; it must be at most 1023, which is octal 1777")
+
+
+def _volumes_violations(spec: JobSpec) -> Iterator[Violation]:
+    if len(spec.volumes) > MAX_VOLUMES:
+        yield _too_many("spec.volumes", len(spec.volumes), MAX_VOLUMES)
+        return
+    taken = {tmpfs.path for tmpfs in spec.tmpfs}
+    for number, volume in enumerate(spec.volumes):
+        if not is_engine_name(volume.name):
+            yield Violation(
+                f"spec.volumes[{number}].name",
+                f"{_shown(volume.name)} is not the name of a volume; directories of the host cannot be mounted",
+            )
+        if fault := _path_fault(volume.path):
+            yield Violation(f"spec.volumes[{number}].path", fault)
+        elif volume.path in taken:
+            yield Violation(f"spec.volumes[{number}].path", f"{_shown(volume.path)} is there twice")
+        taken.add(volume.path)
+
+
+def network_violations(network: str) -> Iterator[Violation]:
+    if network in {"", "none"} or is_engine_name(network):
+        return
+    yield Violation(
+        "spec.network",
+        f"is {_shown(network)}; it must be empty (the engine's default network), none, or a network of the engine",
+    )
 
 
 def _path_fault(path: str) -> str:

@@ -37,13 +37,14 @@ from fastlane_grpc.model import (
     Task,
     TaskLimitsChange,
     Times,
+    Usage,
     Waiting,
     exit_status,
     utc_now,
 )
 from fastlane_grpc.record import Gap
 from fastlane_grpc.retention import Pruned
-from fastlane_grpc.store import ExecutionQuery, JobFilter, JobQuery, etag_of
+from fastlane_grpc.store import AuditEntry, AuditQuery, ExecutionQuery, JobFilter, JobQuery, etag_of
 from fastlane_grpc.text.redaction import SecretNames, mask_secrets
 from fastlane_grpc.v1 import fastlane_pb2 as pb
 
@@ -286,6 +287,7 @@ def _read_spec(spec: pb.JobSpec, violations: list[Violation]) -> JobSpec:
         ulimits=container_converters.read_ulimits(spec.ulimits) if spec.ulimits else (),
         dns=container_converters.read_dns(spec.dns) if spec.HasField("dns") else None,
         cap_drop=tuple(spec.cap_drop),
+        volumes=container_converters.read_volumes(spec.volumes) if spec.volumes else (),
     )
 
 
@@ -335,6 +337,8 @@ def write_job(message: pb.Job, value: Job, waiting: WaitingOf, secret_names: Sec
     message.executions = value.executions
     message.request_id = value.request_id
     message.caller_address = value.caller_address
+    message.caller = value.caller
+    message.stop_caller = value.stop_caller
     if value.spec is not None:
         _write_spec(message.spec, value.spec.redacted(secret_names))
     write_execution(message.execution, value.execution, waiting(value.execution))
@@ -405,7 +409,7 @@ def _write_spec(message: pb.JobSpec, value: JobSpec) -> None:
     for notification in value.notifications:
         notification_converters.write_notification(message.notifications.add(), notification)
     schedule_converters.write_policies(message, value)
-    if value.extra_hosts or value.tmpfs or value.ulimits or value.dns or value.cap_drop:
+    if value.extra_hosts or value.tmpfs or value.ulimits or value.dns or value.cap_drop or value.volumes:
         container_converters.write_options(message, value)
 
 
@@ -438,9 +442,23 @@ def write_execution(message: pb.Execution, value: Execution, waits: Waiting | No
     message.image_digest = value.image_digest
     if value.logs:
         message.logs.extend(map(totals, value.logs))
+    if value.usage is not None:
+        _write_usage(message.usage, value.usage)
     if value.tick_time is not None:
         write_time(message.tick_time, value.tick_time)
     message.memory_bytes = value.memory_bytes
+
+
+def _write_usage(message: pb.Usage, value: Usage) -> None:
+    message.SetInParent()
+    if value.cpu_time is not None:
+        message.cpu_time.FromTimedelta(value.cpu_time)
+    if value.peak_memory_bytes is not None:
+        message.peak_memory_bytes = value.peak_memory_bytes
+    if value.read_bytes is not None:
+        message.read_bytes = value.read_bytes
+    if value.written_bytes is not None:
+        message.written_bytes = value.written_bytes
 
 
 def waiting(value: Waiting) -> pb.Waiting:
@@ -535,3 +553,15 @@ def log_end(value: LogEnded | LogSuspended) -> pb.LogEnd:
         totals=[totals(each) for each in now.logs],
         exit_status=exit_status(now.state, now.outcome),
     )
+
+
+def read_audit_query(request: pb.ListAuditEntriesRequest) -> PageRequest[AuditQuery]:
+    query = AuditQuery(request.task_id, request.job_id, request.caller, request.method)
+    return PageRequest(query, request.page_size, request.page_token)
+
+
+def write_audit_entry(message: pb.AuditEntry, value: AuditEntry) -> None:
+    """Write an entry into an empty message."""
+    message.time.FromDatetime(value.time)
+    for name in ("method", "caller", "certificate", "address", "task_id", "job_id", "execution_id", "detail"):
+        setattr(message, name, getattr(value, name))

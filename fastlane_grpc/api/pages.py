@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Generic, TypeVar
 
 from fastlane_grpc.errors import PageTokenInvalid
-from fastlane_grpc.store import DeliveryQuery, ExecutionQuery, JobQuery, ListPage, Position
+from fastlane_grpc.store import AuditQuery, DeliveryQuery, ExecutionQuery, JobQuery, ListPage, Position
 
 T = TypeVar("T")
 
@@ -24,8 +24,8 @@ class TaskQuery:
     """A query for all tasks."""
 
 
-Query = JobQuery | ExecutionQuery | TaskQuery | DeliveryQuery
-Q = TypeVar("Q", JobQuery, ExecutionQuery, TaskQuery, DeliveryQuery)
+Query = JobQuery | ExecutionQuery | TaskQuery | DeliveryQuery | AuditQuery
+Q = TypeVar("Q", JobQuery, ExecutionQuery, TaskQuery, DeliveryQuery, AuditQuery)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from itertools import chain, islice
 from typing import Any, Protocol, TypeVar
 
 from fastlane_grpc.api import validation
+from fastlane_grpc.api.allow_lists import AllowLists
 from fastlane_grpc.api.job_filters import (
     RetriedJobs,
     RetryJobsRequest,
@@ -54,6 +55,8 @@ from fastlane_grpc.retention import Pruned, Retention
 from fastlane_grpc.schedule import Ticks
 from fastlane_grpc.store import (
     OPEN_STATES,
+    AuditEntry,
+    AuditQuery,
     DeliveryQuery,
     EnqueueBatch,
     Enqueued,
@@ -176,6 +179,7 @@ class Service:
         self._retention = retention
         self._watches = watches
         self._receivers = receivers
+        self._allow_lists = AllowLists(settings)
         self.job_watches = JobWatches()
         self._unstored_stops = UnstoredStops(capacity.stop_unstored)
         self.unwatched_jobs = UnwatchedJobs(store, lambda job_id, note: self.stop(job_id, note=note, grace=None))
@@ -218,8 +222,13 @@ class Service:
         )
         of_notifications = self._notification_violations(request.spec.notifications, "spec.notifications")
         validation.raise_if_invalid(chain(conversion_violations, violations, of_notifications))
-        never_starts = list(validation.never_starts_violations(request.spec, now))
+        never_starts = self._never_starts(request.task_id, request.spec, now)
         return InvalidRequest(never_starts) if never_starts else None
+
+    def _never_starts(self, task_id: str, spec: JobSpec, now: datetime) -> list[Violation]:
+        """Return the violations of a job that could never start, as time or settings are now."""
+        not_allowed = self._allow_lists.violations(task_id, spec) if spec.network or spec.volumes else ()
+        return [*validation.never_starts_violations(spec, now), *not_allowed]
 
     def batch(self, caller_address: str) -> EnqueueBatch:
         """Return a batch without jobs, for `enqueue_batch`."""
@@ -335,7 +344,7 @@ class Service:
                 self._notification_violations(request.spec.notifications, "spec.notifications"),
             )
         )
-        never_starts = list(validation.never_starts_violations(request.spec, now))
+        never_starts = self._never_starts(request.task_id, request.spec, now)
         job, created = await self._store.replace_job(
             request.job_id,
             task_id=request.task_id,
@@ -402,6 +411,14 @@ class Service:
         return PageResult(
             query, await self._store.deliveries(query, after=position_of(request.token, query), size=request.max_items)
         )
+
+    async def audit_entries(self, request: PageRequest[AuditQuery]) -> PageResult[AuditEntry]:
+        """Return a page, newest first."""
+        self._check_serving()
+        query = request.query
+        validation.raise_if_invalid(validation.page_violations(request.size))
+        after = position_of(request.token, query)
+        return PageResult(query, await self._store.audit_entries(query, after=after, size=request.max_items))
 
     async def redeliver(self, delivery_id: str) -> Delivery:
         """Deliver a notification once more."""

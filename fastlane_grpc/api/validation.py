@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime, timedelta
 from itertools import islice
 
-from fastlane_grpc.api.container_validation import limits_violations, options_violations
+from fastlane_grpc.api.container_validation import limits_violations, network_violations, options_violations
 from fastlane_grpc.api.schedule_validation import never_ticks_violations, policy_violations
 from fastlane_grpc.errors import InvalidRequest, Violation
 from fastlane_grpc.model import DEFAULT_LIMITS, JobSpec
@@ -81,7 +81,7 @@ def enqueue_violations(
         yield from _container_violations(spec)
     if spec.limits is not DEFAULT_LIMITS:
         yield from limits_violations(spec.limits)
-    if spec.extra_hosts or spec.tmpfs or spec.ulimits or spec.cap_drop or spec.dns is not None:
+    if spec.extra_hosts or spec.tmpfs or spec.volumes or spec.ulimits or spec.cap_drop or spec.dns is not None:
         yield from options_violations(spec)
     if spec.timeout is not None and not timedelta(milliseconds=1) <= spec.timeout <= max_timeout:
         yield Violation("spec.timeout", f"must be from 1 ms to {_seconds(max_timeout)}, the server's max_timeout")
@@ -268,10 +268,7 @@ def _container_violations(spec: JobSpec) -> Iterator[Violation]:
         yield Violation("spec.working_dir", "must not be /.fastlane or below it: fastlane mounts its recorder there")
     if spec.user and not (spec.user.isprintable() and re.fullmatch(r"[^\s:]{1,64}(:[^\s:]{1,64})?", spec.user)):
         yield Violation("spec.user", "must be a name or number, with an optional :group")
-    if spec.network not in ("", "none"):
-        yield Violation(
-            "spec.network", f"is {_shown(spec.network)}; it must be empty (the engine's default network) or none"
-        )
+    yield from network_violations(spec.network)
     if spec.stop_signal and not is_signal(spec.stop_signal):
         yield Violation("spec.stop_signal", f"{_shown(spec.stop_signal)} is not a signal, as SIGTERM or 15")
     elif spec.stop_signal.upper().removeprefix("SIG") in (str(HARD_STOP), "RTMIN+10"):

@@ -75,7 +75,7 @@ class Recorder:
             {"Type": "bind", "Source": self._seen(mount), "Target": MOUNT_TARGET},
         ]
         # One process more: the recorder.
-        additions = {"Mounts": mounts, "PidsLimit": host["PidsLimit"] + 1}
+        additions = {"Mounts": [*host.get("Mounts", ()), *mounts], "PidsLimit": host["PidsLimit"] + 1}
         return {
             **body,
             "Entrypoint": recorder,

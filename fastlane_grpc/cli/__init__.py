@@ -41,9 +41,14 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "retry": ("retry.retry", "Run jobs once more that have ended."),
     "deliveries": ("deliveries.deliveries", "List notifications and whether they were delivered."),
     "redeliver": ("deliveries.redeliver", "Deliver notifications once more."),
+    "audit": ("audit.audit", "List who changed what, newest first."),
     "schedule": ("schedule.schedule", "Show, pause and resume schedules."),
     "prune": ("prune.prune", "Delete jobs and logs that ended long ago."),
     "token": ("token.token", "Create, list and revoke the tokens of a server."),
+    "backup": ("backup.backup", "Back up a server's data directory."),
+    "restore": ("backup.restore", "Restore a backup."),
+    "verify": ("backup.verify", "Check a data directory or a backup for damage."),
+    "context": ("context.context", "Name servers, and choose the one to talk to."),
     "doctor": ("doctor.doctor", "Check the machine of a server and suggest repairs."),
     "config": ("config.config", "Print the settings that are in force."),
     "version": ("version.version", "Print the version of this program."),
@@ -64,9 +69,13 @@ OTHER_NAMES: Mapping[str, str] = {
     **dict.fromkeys(["info", "check", "health"], "doctor"),
     **dict.fromkeys(["tokens", "auth", "login"], "token"),
     **dict.fromkeys(["queues", "names"], "tasks"),
+    **dict.fromkeys(["snapshot", "dump", "export"], "backup"),
+    **dict.fromkeys(["recover", "import"], "restore"),
+    **dict.fromkeys(["fsck", "scrub"], "verify"),
     **dict.fromkeys(["settings"], "config"),
     **dict.fromkeys(["notifications", "webhooks", "outbox"], "deliveries"),
     **dict.fromkeys(["resend", "notify"], "redeliver"),
+    **dict.fromkeys(["history", "who"], "audit"),
 }
 
 
@@ -125,7 +134,8 @@ def fastlane() -> None:
       fastlane run busybox -- echo hello               run a job, show its output, exit with its status
       fastlane logs JOB                                show the output again, from any machine
 
-    FASTLANE_ADDRESS is the address of the server. Any unique prefix of an id is accepted.
+    FASTLANE_ADDRESS is the address of the server; `fastlane context` names several.
+    Any unique prefix of an id is accepted.
     """
 
 

@@ -15,7 +15,7 @@ import click
 
 from fastlane_grpc import client as api
 from fastlane_grpc.cli.arguments.option_names import with_option_names
-from fastlane_grpc.cli.arguments.options import TLS_OPTIONS
+from fastlane_grpc.cli.arguments.options import CONTEXT, TLS_OPTIONS
 from fastlane_grpc.cli.display.terminal import say
 from fastlane_grpc.cli.errors import UNAVAILABLE, WRONG_USE, Failure, cause
 from fastlane_grpc.text.redaction import mask_secrets
@@ -45,8 +45,11 @@ def client_of(address: str) -> Callable[..., api.Client]:
 
 
 def _token(path: str | None) -> str:
-    """Return the token of the file, else of the environment; empty: there is none."""
+    """Return the token of the file, else of the environment unless a context is used; empty: there is none."""
     if path is None:
+        if click.get_current_context().meta.get(CONTEXT) is not None:
+            # The token of the environment may be that of another server.
+            return ""
         return str((click.get_current_context().obj or {}).get("FASTLANE_TOKEN", "")).strip()
     try:
         with Path(path).expanduser().open(encoding="utf-8") as file:

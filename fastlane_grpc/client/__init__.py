@@ -7,7 +7,7 @@ from fastlane_grpc.client.asynchronous import AsyncClient
 from fastlane_grpc.client.batches import EnqueueResult
 from fastlane_grpc.client.blocking import Client
 from fastlane_grpc.client.channel import proxy
-from fastlane_grpc.client.containers import Dns, Tmpfs, Ulimit
+from fastlane_grpc.client.containers import Dns, Tmpfs, Ulimit, Volume
 from fastlane_grpc.client.errors import (
     CursorRefused,
     Error,
@@ -46,6 +46,7 @@ from fastlane_grpc.client.events import (
 from fastlane_grpc.client.json_requests import request_from_json
 from fastlane_grpc.client.policies import Cron, Duration, Mail, MemoryGrowth, Retry, Unique, Webhook
 from fastlane_grpc.client.requests import (
+    AuditFilter,
     DeliveryFilter,
     ExecutionFilter,
     ExecutionTailOptions,
@@ -70,6 +71,7 @@ __all__ = [
     "AsyncClient",
     "AsyncTail",
     "AsyncWatch",
+    "AuditFilter",
     "Backoff",
     "CaughtUp",
     "ChangesMissed",
@@ -122,6 +124,7 @@ __all__ = [
     "Unique",
     "UniqueKeyTaken",
     "UnknownField",
+    "Volume",
     "Watch",
     "WatchEvent",
     "WatchOptions",

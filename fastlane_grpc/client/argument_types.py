@@ -10,7 +10,7 @@ from datetime import datetime, timedelta
 from numbers import Integral, Real
 from types import UnionType
 
-from fastlane_grpc.client.containers import Dns, Tmpfs, Ulimit
+from fastlane_grpc.client.containers import Dns, Tmpfs, Ulimit, Volume
 from fastlane_grpc.client.policies import Cron, Mail, Retry, Unique, Webhook
 from fastlane_grpc.text.time_span import span_of
 
@@ -34,6 +34,7 @@ _WHOLE_NUMBERS = {
 _TEXTS = {
     *("task_id", "image", "working_dir", "user", "network", "stop_signal", "request_id", "cpuset"),
     *("job_id", "execution_id", "delivery_id", "note", "cursor", "before_cursor", "host", "id_prefix", "etag"),
+    *("caller", "method"),
 }
 
 _POLICIES: Mapping[str, tuple[type | UnionType, str]] = {
@@ -47,6 +48,7 @@ _POLICIES: Mapping[str, tuple[type | UnionType, str]] = {
 _LISTS: Mapping[str, tuple[type | UnionType, str, str]] = {
     "notifications": (Webhook | Mail, "a Webhook or a Mail", 'Mail("name@example.org")'),
     "tmpfs": (Tmpfs | str, "a path, or a Tmpfs", '"/scratch"'),
+    "volumes": (Volume, "a Volume", 'Volume("cache", "/cache")'),
     "ulimits": (Ulimit, "a Ulimit", 'Ulimit("nofile", 1024)'),
 }
 

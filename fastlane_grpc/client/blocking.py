@@ -17,6 +17,7 @@ from fastlane_grpc.client.errors import Error, error_of
 from fastlane_grpc.client.policies import Cron, Duration, Mail, Webhook
 from fastlane_grpc.client.progress import Progress
 from fastlane_grpc.client.requests import (
+    AuditFilter,
     DeliveryFilter,
     ExecutionFilter,
     ExecutionTailOptions,
@@ -289,6 +290,11 @@ class Client:
         """Notifications of receivers, newest first; a page is fetched when it is needed, to the last one."""
         for page in self._pages(self._notifications.ListDeliveries, requests.deliveries(**filter)):
             yield from page.deliveries
+
+    def audit_entries(self, **filter: Unpack[AuditFilter]) -> Iterator[pb.AuditEntry]:  # noqa: A002
+        """Calls that changed something, newest first; a page is fetched when it is needed, to the last one."""
+        for page in self._pages(self._server.ListAuditEntries, requests.audit_entries(**filter)):
+            yield from page.entries
 
     def redeliver(self, delivery_id: str) -> pb.Delivery:
         """Delivers a notification once more, under the same id. NotFound."""

@@ -24,6 +24,19 @@ class Tmpfs:
 
 
 @dataclass(frozen=True, slots=True)
+class Volume:
+    """A named volume of the engine, which the operator allows."""
+
+    name: str
+    path: str
+    """Absolute path in the container."""
+    read_only: bool = False
+
+    def message(self) -> pb.Volume:
+        return pb.Volume(name=self.name, path=self.path, read_only=self.read_only)
+
+
+@dataclass(frozen=True, slots=True)
 class Ulimit:
     """A limit of each process of the command, as of setrlimit(2); -1: unlimited."""
 

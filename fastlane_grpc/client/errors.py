@@ -225,7 +225,7 @@ def error_of(failure: "grpc.RpcError | grpc.aio.AioRpcError") -> Error:
     kind = BY_REASON.get(info.reason) or _BY_CODE.get(code, Error)
     message = status.message or failure.details() or code.name
     if not info.reason and (fault := _tls_fault(message)):
-        return TlsFailed(fault, code=code)
+        return TlsFailed(fault, code=grpc.StatusCode.UNAUTHENTICATED)
     error = kind(message, code=code, reason=info.reason, metadata=dict(info.metadata), retry_seconds=retry_seconds)
     if isinstance(error, InvalidRequest):
         error.violations = tuple((violation.field, violation.description) for violation in bad_request.field_violations)

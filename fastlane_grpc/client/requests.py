@@ -11,7 +11,7 @@ from types import MappingProxyType
 from typing import Any, Literal, ParamSpec, TypeAlias, TypedDict, TypeVar, Unpack
 
 from fastlane_grpc.client.argument_types import check
-from fastlane_grpc.client.containers import Dns, Tmpfs, Ulimit, dns_message, tmpfs_messages
+from fastlane_grpc.client.containers import Dns, Tmpfs, Ulimit, Volume, dns_message, tmpfs_messages
 from fastlane_grpc.client.errors import InvalidText
 from fastlane_grpc.client.policies import (
     Cron,
@@ -57,7 +57,7 @@ class JobOptions(TypedDict, total=False):
     cpus: float
     pids: int
     network: str
-    """"none": no network."""
+    """"none": no network; or a network of the engine that the operator allows."""
     read_only_root: bool
     stop_signal: str
     stop_grace: Duration | None
@@ -94,6 +94,7 @@ class JobOptions(TypedDict, total=False):
     """CPUs that the container may run on, as "0-2,5"."""
     tmpfs: Sequence[Tmpfs | str]
     """File systems in memory; a string is the path of one."""
+    volumes: Sequence[Volume]
     ulimits: Sequence[Ulimit]
     extra_hosts: Mapping[str, str]
     """Additional host names and their IP addresses."""
@@ -131,6 +132,18 @@ class DeliveryFilter(TypedDict, total=False):
 
     job_id: str
     states: Iterable[DeliveryState]
+    page_size: int
+
+
+class AuditFilter(TypedDict, total=False):
+    """Filters of `audit_entries`; an omitted one does not filter."""
+
+    task_id: str
+    job_id: str
+    caller: str
+    """The name of a token."""
+    method: str
+    """A method of the contract: "StopJob"."""
     page_size: int
 
 
@@ -305,6 +318,7 @@ def enqueue(
     memory_reservation_bytes: int = 0,
     cpuset: str = "",
     tmpfs: Sequence[Tmpfs | str] = (),
+    volumes: Sequence[Volume] = (),
     ulimits: Sequence[Ulimit] = (),
     extra_hosts: Mapping[str, str] = _NONE,
     dns: Dns | None = None,
@@ -338,6 +352,7 @@ def enqueue(
         history=history,
         stop_when_unwatched=to_duration(stop_when_unwatched),
         tmpfs=tmpfs_messages(tmpfs),
+        volumes=[each.message() for each in volumes],
         ulimits=[each.message() for each in ulimits],
         extra_hosts=extra_hosts,
         dns=dns_message(dns),
@@ -406,6 +421,11 @@ def executions(**filter: Any) -> fastlane_pb2.ListExecutionsRequest:  # noqa: A0
 @_names_text
 def deliveries(**filter: Any) -> fastlane_pb2.ListDeliveriesRequest:  # noqa: A002
     return fastlane_pb2.ListDeliveriesRequest(**filter)
+
+
+@_names_text
+def audit_entries(**filter: Any) -> fastlane_pb2.ListAuditEntriesRequest:  # noqa: A002
+    return fastlane_pb2.ListAuditEntriesRequest(**filter)
 
 
 @_names_text

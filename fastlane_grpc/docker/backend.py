@@ -1,6 +1,6 @@
 """The Docker backend: implements Backend and Captures over one engine."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,18 +27,30 @@ from fastlane_grpc.docker.engine_errors import EngineRefuses, container_gone
 from fastlane_grpc.docker.events import DockerEvents
 from fastlane_grpc.docker.handle import DockerHandle, unpacked
 from fastlane_grpc.docker.images import DockerPull
-from fastlane_grpc.model import Assignment, Execution, Reason
+from fastlane_grpc.model import Assignment, Execution, JobSpec, Reason
 
 
 class DockerBackend:
     """Implements Backend over `engine`, for the host called `host` of the instance."""
 
-    def __init__(self, engine: Engine, *, instance: str, host: str, default_pids: int) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        instance: str,
+        host: str,
+        default_pids: int,
+        networks: Collection[str] = (),
+        volumes: Collection[str] = (),
+    ) -> None:
+        """`networks`, `volumes`: the names of those that jobs may use."""
         self.engine = engine
         self.address = engine.address
         self._instance = instance
         self._host = host
         self._default_pids = default_pids
+        self._networks = frozenset(networks)
+        self._volumes = frozenset(volumes)
 
     # -- images
 
@@ -60,6 +72,7 @@ class DockerBackend:
     # -- containers
 
     def create(self, assignment: Assignment, image: Image, wrapper: Wrapper) -> Handle:
+        self._check_allowed(assignment.spec)
         try:
             body = container_body(assignment, instance=self._instance, default_pids=self._default_pids)
         except ValueError as error:
@@ -73,6 +86,18 @@ class DockerBackend:
                 raise ImageGone(refusal.diagnosis) from refusal
             raise
         return DockerHandle(container_id, wrapper.name).packed()
+
+    def _check_allowed(self, spec: JobSpec) -> None:
+        """Raise CannotRun. The settings may have changed since the enqueue."""
+        refused = [f"volume {each.name!r}" for each in spec.volumes if each.name not in self._volumes]
+        if spec.network not in {"", "none", *self._networks}:
+            refused.append(f"network {spec.network!r}")
+        if refused:
+            raise CannotRun(
+                Reason.REFUSED_BY_ENGINE,
+                f"the {' and the '.join(refused)} are not allowed on host {self._host!r} any more: "
+                "see allow_networks and allow_volumes",
+            )
 
     def before_start(self, handle: Handle) -> Handle:
         return replace(unpacked(handle.text), epoch=self.engine.epoch()).packed()

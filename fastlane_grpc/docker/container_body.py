@@ -67,6 +67,10 @@ def _host_config(spec: JobSpec, default_pids: int) -> Mapping[str, Any]:
         "ExtraHosts": [f"{name}:{address}" for name, address in spec.extra_hosts.items()],
         "Tmpfs": {tmpfs.path: _mount_options(tmpfs) for tmpfs in spec.tmpfs},
         "Ulimits": [_ulimit(each) for each in spec.ulimits],
+        "Mounts": [
+            {"Type": "volume", "Source": volume.name, "Target": volume.path, "ReadOnly": volume.read_only}
+            for volume in spec.volumes
+        ],
         "CapDrop": [name.upper().removeprefix("CAP_") for name in spec.cap_drop],
     }
     if spec.dns is not None:

@@ -14,7 +14,7 @@ from fastlane_grpc.backend import Handle
 from fastlane_grpc.capture.capture import Capture, ContainerEnd
 from fastlane_grpc.clock import boottime
 from fastlane_grpc.errors import ExecutionNotFound, ServerStopping
-from fastlane_grpc.execution.final_state import FinalState, ended_by_itself, final_state_of
+from fastlane_grpc.execution.final_state import FinalState, ended_by_itself, final_state_of, usage_of
 from fastlane_grpc.execution.stopping import Stopping
 from fastlane_grpc.logs import Logs
 from fastlane_grpc.model import Assignment, Execution, Outcome, State, utc_now
@@ -136,6 +136,7 @@ class Closing:
             outcome=final_state.outcome,
             logs=totals,
             log_bytes=self.context.logs.room(self.execution.id),
+            usage=usage_of(trailer) if trailer else None,
             start_time=final_state.start_time,
             exit_time=final_state.exit_time,
             first_byte_time=self.capture.first_byte_time,

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from fastlane_grpc.backend import Container, Diagnosis
 from fastlane_grpc.execution.stopping import Stopping
-from fastlane_grpc.model import Execution, JobSpec, Outcome, Reason, State, StopCause
+from fastlane_grpc.model import Execution, JobSpec, Outcome, Reason, State, StopCause, Usage
 from fastlane_grpc.record import Trailer
 
 # Exit codes that an engine reports for containers whose end it did not see, or that it killed as it went down.
@@ -56,6 +56,25 @@ def final_state_of(trailer: Trailer) -> FinalState | None:
         stop_signal=facts["stop_signal"],
     )
     return FinalState(State(facts["state"]), outcome, _time(facts["start_time"]), _time(facts["exit_time"]))
+
+
+def usage_of(trailer: Trailer) -> Usage | None:
+    """Return what the recorder told of the container; None: another one wrote the trailer, or an older recorder."""
+    facts: Any = trailer.facts.get("usage")
+    if not isinstance(facts, Mapping):
+        return None
+    cpu_us, *rest = (_count(facts.get(name)) for name in _COUNTS)
+    return Usage(None if cpu_us is None else timedelta(microseconds=cpu_us), *rest)
+
+
+_COUNTS = ("cpu_us", "peak_memory_bytes", "read_bytes", "written_bytes")
+
+
+def _count(number: object) -> int | None:
+    """Return the number if the kernel told it. Beyond this limit it is none of microseconds or bytes."""
+    if not isinstance(number, int) or isinstance(number, bool):
+        return None
+    return number if 0 <= number <= 1 << 60 else None
 
 
 def ended(

@@ -61,7 +61,7 @@ def extra_routes(context: HttpContext) -> Iterable[ExtraRoute]:
     """Return all paths that are no calls."""
     yield ExtraRoute("GET", "/healthz", Health(context, "live"), HEALTH)
     yield ExtraRoute("GET", "/readyz", Health(context, "server"), HEALTH)
-    yield ExtraRoute("GET", "/openapi.json", _openapi, REFLECTION)
+    yield ExtraRoute("GET", "/openapi.json", _OpenApi(context), REFLECTION)
     yield ExtraRoute("GET", "/", _PAGE, "")
     yield ExtraRoute("GET", "/assets/{name:path}", PageAssets(), "")
     # Programs without data, to be fetched by machines that have no token yet.
@@ -205,5 +205,16 @@ def _answer_to(error: Exception, verb: str, headers: Headers) -> ASGIApp:
     return response
 
 
-async def _openapi(scope: Scope, receive: Receive, send: Send) -> None:
-    await json_response(openapi.document())(scope, receive, send)
+class _OpenApi:
+    """The OpenAPI document, with the ways to be admitted that are on."""
+
+    def __init__(self, context: HttpContext) -> None:
+        names = {"/healthz": HEALTH, "/readyz": HEALTH, "/openapi.json": REFLECTION, "/metrics": METRICS}
+        self._security = openapi.Security(
+            tokens=context.access is not None,
+            certificates=context.settings.tls_client_ca is not None,
+            open_paths=frozenset(path for path, name in names.items() if name in context.settings.public),
+        )
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await json_response(openapi.document(self._security))(scope, receive, send)

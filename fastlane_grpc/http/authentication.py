@@ -1,14 +1,13 @@
 """The check in front of every path: by a bearer token, by the cookie of the page, or by a certificate."""
 
 from http.cookies import CookieError, SimpleCookie
-from typing import Any
 
 from starlette.datastructures import Headers
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from fastlane_grpc.http.access import scheme_of
-from fastlane_grpc.http.connection import CONNECTION
+from fastlane_grpc.http.connection import certificate_name
 from fastlane_grpc.http.context import HttpContext
 from fastlane_grpc.http.json_requests import body_value
 from fastlane_grpc.http.problem import HttpError
@@ -70,7 +69,7 @@ def credentials_of(scope: Scope) -> Credentials:
     # A browser adds the cookie to requests that pages of other sites cause. It names their origin, which was checked.
     if cookie is not None and scope["method"] not in _SAFE_VERBS and not headers.get("origin"):
         cookie = None
-    return Credentials(_address_of(scope), headers.get("authorization"), cookie, _certificate_name(scope))
+    return Credentials(_address_of(scope), headers.get("authorization"), cookie, certificate_name(scope))
 
 
 def _cookie_in(headers: Headers) -> str | None:
@@ -98,10 +97,3 @@ def _with_cookie(scope: Scope, token: str) -> Response:
 
 def _address_of(scope: Scope) -> str:
     return str(scope["client"][0]) if scope["client"] else ""
-
-
-def _certificate_name(scope: Scope) -> str:
-    """Return the common name in the client's certificate; empty: it has none."""
-    found: Any = scope[CONNECTION].transport.get_extra_info("peercert")
-    parts = [pair for part in (found or {}).get("subject", ()) for pair in part]
-    return next((str(value) for name, value in parts if name == "commonName"), "")

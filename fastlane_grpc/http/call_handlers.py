@@ -7,12 +7,15 @@ from typing import Any
 from starlette.datastructures import Headers
 from starlette.types import Receive, Scope, Send
 
+from fastlane_grpc.api.audit import writes
 from fastlane_grpc.api.request_parser import max_bytes
+from fastlane_grpc.http.connection import certificate_name
 from fastlane_grpc.http.context import HttpContext
 from fastlane_grpc.http.json_requests import request_of
 from fastlane_grpc.http.json_responses import answer_of, base_url_of, job_url, json_response
 from fastlane_grpc.http.query import query_of
 from fastlane_grpc.http.routes import CallRoute
+from fastlane_grpc.trust import PEER, Peer
 
 
 class CallHandler:
@@ -22,6 +25,7 @@ class CallHandler:
         self._route = route
         self._context = context
         self._call: Callable[..., Awaitable[Any]] = getattr(context.calls, route.call)
+        self._names_peer = writes(route.descriptor)
         self._names_caller = "caller_address" in signature(self._call).parameters
         self._max_bytes = max_bytes(route.descriptor, context.settings.max_request_bytes)
 
@@ -33,6 +37,8 @@ class CallHandler:
             lambda: request_of(self._route, scope["path_params"], query_of(scope), body), size=len(body)
         )
         more: dict[str, Any] = {"caller_address": caller_address(scope)} if self._names_caller else {}
+        if self._names_peer:
+            PEER.set(Peer(caller_address(scope), certificate_name(scope)))
         message: Any = await self._call(request, **more)
         base_url = base_url_of(scope)
         answer = await self._context.convert(lambda: answer_of(message, base_url), size=message.ByteSize())

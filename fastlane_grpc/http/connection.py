@@ -5,9 +5,10 @@ import logging
 import socket
 import struct
 from collections.abc import Callable, Sequence
-from typing import cast
+from typing import Any, cast
 
 import structlog
+from starlette.types import Scope
 from uvicorn import Config
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from uvicorn.server import ServerState
@@ -319,3 +320,10 @@ _logger = logging.getLogger("fastlane.http")
 _logger.setLevel(logging.ERROR)
 _logger.propagate = False
 _logger.addHandler(_Defects())
+
+
+def certificate_name(scope: Scope) -> str:
+    """Return the common name in the client's certificate; empty: it has none."""
+    found: Any = scope[CONNECTION].transport.get_extra_info("peercert")
+    parts = [pair for part in (found or {}).get("subject", ()) for pair in part]
+    return next((str(value) for name, value in parts if name == "commonName"), "")

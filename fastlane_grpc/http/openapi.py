@@ -2,12 +2,14 @@
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
 from typing import Any
 
 from google.protobuf.descriptor import Descriptor, EnumDescriptor, FieldDescriptor
 
+from fastlane_grpc.http.authentication import COOKIE
 from fastlane_grpc.http.contract_comments import comments
 from fastlane_grpc.http.media_types import EVENT_STREAM, JSON, JSON_LINES
 from fastlane_grpc.http.routes import ROUTES, CallRoute
@@ -77,13 +79,56 @@ _LINKS: _Schema = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class Security:
+    """The credentials that callers must show: tokens, certificates, or both. `open_paths`: those that need no token."""
+
+    tokens: bool = False
+    certificates: bool = False
+    open_paths: frozenset[str] = frozenset()
+
+    @property
+    def schemes(self) -> _Schema:
+        """The schemes that are on, by name."""
+        return {
+            **({"certificate": _CERTIFICATE} if self.certificates else {}),
+            **({"token": _TOKEN, "cookie": _COOKIE} if self.tokens else {}),
+        }
+
+    @property
+    def ways(self) -> list[_Schema]:
+        """Each way to be admitted, with the schemes that it takes; empty: all callers are."""
+        with_certificate: _Schema = {"certificate": []} if self.certificates else {}
+        if self.tokens:
+            by_token = [{**with_certificate, name: []} for name in ("token", "cookie")]
+            return [*by_token, with_certificate] if self.certificates else by_token
+        return [with_certificate] if self.certificates else []
+
+    def of(self, path: str) -> _Schema:
+        """Return what the operations of a path say beside that of the document."""
+        if not self.tokens or path not in self.open_paths:
+            return {}
+        return {"security": [{"certificate": []}] if self.certificates else []}
+
+
+NO_SECURITY = Security()
+_TOKEN: _Schema = {"type": "http", "scheme": "bearer", "description": "A token of `fastlane token create`."}
+_COOKIE: _Schema = {
+    "type": "apiKey",
+    "in": "cookie",
+    "name": COOKIE,
+    "description": "The same token, kept by the page; requests that change something need an Origin of the page too.",
+}
+_CERTIFICATE: _Schema = {"type": "mutualTLS", "description": "A certificate that an authority of the server signed."}
+
+
 @cache
-def document() -> bytes:
+def document(security: Security = NO_SECURITY) -> bytes:
     """Return the document as JSON."""
-    return json.dumps(_document(), ensure_ascii=False).encode() + b"\n"
+    return json.dumps(_document(security), ensure_ascii=False).encode() + b"\n"
 
 
-def _document() -> _Schema:
+def _document(security: Security) -> _Schema:
     schemas = _Schemas()
     paths: dict[str, _Schema] = {}
     for route in ROUTES:
@@ -95,7 +140,12 @@ def _document() -> _Schema:
         if path == "/metrics":
             responses["200"] = {"description": summary, "content": dict.fromkeys(_METRICS, _TEXT)}
         paths[path] = {
-            "get": {"operationId": path.strip("/").split(".")[0], "summary": summary, "responses": responses}
+            "get": {
+                "operationId": path.strip("/").split(".")[0],
+                "summary": summary,
+                "responses": responses,
+                **security.of(path),
+            }
         }
     return {
         "openapi": "3.1.0",
@@ -110,7 +160,11 @@ def _document() -> _Schema:
             for service in pb.DESCRIPTOR.services_by_name.values()
         ],
         "paths": paths,
-        "components": {"schemas": {**schemas.made(), "Problem": _PROBLEM}},
+        "components": {
+            "schemas": {**schemas.made(), "Problem": _PROBLEM},
+            **({"securitySchemes": security.schemes} if security.ways else {}),
+        },
+        **({"security": security.ways} if security.ways else {}),
     }
 
 

@@ -79,6 +79,7 @@ ROUTES: Sequence[CallRoute] = (
     CallRoute("ResumeHost", "POST", "/hosts/{host}/resume"),
     CallRoute("GetServerInfo", "GET", "/info"),
     CallRoute("Prune", "POST", "/prune"),
+    CallRoute("ListAuditEntries", "GET", "/audit"),
 )
 
 

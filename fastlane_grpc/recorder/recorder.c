@@ -37,6 +37,7 @@
 #include <linux/audit.h>
 #include <linux/capability.h>
 #include <linux/filter.h>
+#include <linux/magic.h>
 #include <linux/seccomp.h>
 #include <signal.h>
 #include <stdbool.h>
@@ -52,6 +53,7 @@
 #include <sys/signalfd.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/vfs.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
@@ -656,24 +658,61 @@ static void say_totals(void)
     }
 }
 
-/* The kernel's count of processes of this container that it killed for memory. -1: the kernel does not tell. */
-static long kills_for_memory(void)
+/* Reads a file of the container's own cgroup. False: there is none, or the file is not the kernel's. */
+static bool read_cgroup(const char *name, char text[4096])
 {
-    /* The container's own cgroup, of version 2 or 1. The engine mounts it, and hears of a kill only sometimes. */
-    const char *files[] = {"/sys/fs/cgroup/memory.events", "/sys/fs/cgroup/memory/memory.oom_control"};
-    for (int i = 0; i < 2; i++) {
-        int file = open(files[i], O_RDONLY | O_CLOEXEC);
-        if (file < 0)
-            continue;
-        char text[1024];
-        ssize_t n = read(file, text, sizeof text - 1);
-        close(file);
-        text[n > 0 ? n : 0] = 0;
-        const char *found = strstr(text, "oom_kill ");
-        if (found)
-            return strtol(found + strlen("oom_kill "), NULL, 10);
-    }
-    return -1;
+    int file = open(name, O_RDONLY | O_CLOEXEC);
+    struct statfs kind;
+    ssize_t n = -1;
+    if (file < 0)
+        return false;
+    if (fstatfs(file, &kind) == 0 && (kind.f_type == CGROUP_SUPER_MAGIC || kind.f_type == CGROUP2_SUPER_MAGIC))
+        n = read(file, text, 4095);
+    close(file);
+    text[n > 0 ? n : 0] = 0;
+    return n >= 0;
+}
+
+/* The sum of the numbers that follow `key` in a file of the cgroup; with an empty key the number that the file is. -1:
+ * the kernel does not tell. */
+static long long sum_of(const char *name, const char *key)
+{
+    char text[4096];
+    if (!read_cgroup(name, text))
+        return -1;
+    if (!*key)
+        return *text ? strtoll(text, NULL, 10) : -1;
+    long long sum = 0;
+    for (const char *at = text; (at = strstr(at, key));)
+        sum += strtoll(at += strlen(key), NULL, 10);
+    return sum;
+}
+
+/* Whether the container's cgroup of version 2 is there. An engine may show the host's, which has no events. */
+static bool has_cgroup2(void)
+{
+    char text[4096];
+    return read_cgroup("/sys/fs/cgroup/cgroup.events", text);
+}
+
+/* The kernel's count of processes of this container that it killed for memory. -1: the kernel does not tell. */
+static long long kills_for_memory(void)
+{
+    /* The engine mounts the container's own cgroup, of version 2 or 1, and hears of a kill only sometimes. */
+    long long kills = sum_of("/sys/fs/cgroup/memory.events", "\noom_kill ");
+    return kills >= 0 ? kills : sum_of("/sys/fs/cgroup/memory/memory.oom_control", "\noom_kill ");
+}
+
+/* What the kernel counted of the container up to now, the recorder included. -1: the kernel does not tell. */
+static void say_usage(void)
+{
+    bool second = has_cgroup2();
+    long long cpu = second ? sum_of("/sys/fs/cgroup/cpu.stat", "usage_usec ") : sum_of("/sys/fs/cgroup/cpuacct/cpuacct.usage", "");
+    const char *io = second ? "/sys/fs/cgroup/io.stat" : "/sys/fs/cgroup/blkio/blkio.throttle.io_service_bytes";
+    SAY("\"usage\":{\"cpu_us\":%lld,\"peak_memory_bytes\":%lld,\"read_bytes\":%lld,\"written_bytes\":%lld},",
+        second || cpu < 0 ? cpu : cpu / 1000,
+        sum_of(second ? "/sys/fs/cgroup/memory.peak" : "/sys/fs/cgroup/memory/memory.max_usage_in_bytes", ""),
+        sum_of(io, second ? "rbytes=" : " Read "), sum_of(io, second ? "wbytes=" : " Write "));
 }
 
 /* Stores the known gaps and the trailer. False: they could not be stored. */
@@ -699,7 +738,8 @@ static bool finish(void)
     SAY("],\"facts\":{\"recorder\":1,\"signal\":%d,\"exec_error\":%d,\"start_time_ns\":%llu,\"end_time_ns\":%llu,\"hard_stop\":%s,\"cut_off\":%s,\"told\":%d,",
         !exec_error && WIFSIGNALED(status) ? WTERMSIG(status) : 0, exec_error, (unsigned long long)start_time,
         (unsigned long long)end_time, hard_stopped ? "true" : "false", cut_off ? "true" : "false", told);
-    SAY("\"kills_for_memory\":%ld,", kills_for_memory());
+    SAY("\"kills_for_memory\":%lld,", kills_for_memory());
+    say_usage();
     SAY("\"blocked_ms\":%llu,\"user_us\":%llu,\"system_us\":%llu,\"max_rss_kib\":%ld}}", (unsigned long long)(blocked / MS),
         (unsigned long long)usage.ru_utime.tv_sec * 1000000 + (unsigned long long)usage.ru_utime.tv_usec,
         (unsigned long long)usage.ru_stime.tv_sec * 1000000 + (unsigned long long)usage.ru_stime.tv_usec, usage.ru_maxrss);

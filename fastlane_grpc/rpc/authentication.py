@@ -9,7 +9,7 @@ import grpc
 from fastlane_grpc.api.error_table import status_of
 from fastlane_grpc.counts import Counts
 from fastlane_grpc.errors import Refusal
-from fastlane_grpc.rpc.handlers import CODES, abort_with
+from fastlane_grpc.rpc.handlers import CODES, abort_with, certificate_name
 from fastlane_grpc.trust import HEALTH, PRINCIPAL, REFLECTION, Access, Credentials, Principal
 
 _CONTRACT = "/fastlane.v1."
@@ -92,13 +92,12 @@ def _what(method: str) -> str:
 
 
 def _credentials(context: Context) -> Credentials:
-    names = context.auth_context().get("x509_common_name", ())
     return Credentials(
         _address_of(context.peer()),
         authorization=next(
             (str(value) for key, value in context.invocation_metadata() if key == "authorization"), None
         ),
-        certificate=names[0].decode("utf-8", "replace") if names else "",
+        certificate=certificate_name(context),
     )
 
 

@@ -11,20 +11,23 @@ from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 from google.protobuf.message import Message
 from google.rpc.status_pb2 import Status
 
+from fastlane_grpc.api.audit import writes
 from fastlane_grpc.api.error_table import status_of
 from fastlane_grpc.api.request_parser import RequestParser
 from fastlane_grpc.counts import CallCounts, Counts
+from fastlane_grpc.trust import PEER, Peer
 
 CODES = {code.value[0]: code for code in grpc.StatusCode}
 
 
 def handler(
-    descriptor: ServiceDescriptor, servicer: object, *, max_request_bytes: int, counts: Counts
+    descriptor: ServiceDescriptor, servicer: object, *, max_request_bytes: int, counts: Counts, mutual: bool = False
 ) -> grpc.GenericRpcHandler:
-    """Return the handler that serves a service of the contract by the servicer's methods of the same names."""
+    """Return the handler that serves a service of the contract by the servicer's methods of the same names. `mutual`:
+    clients have certificates."""
     methods = {
         method.name: _method_handler(
-            method, getattr(servicer, method.name), max_request_bytes, counts.of_grpc(method.name)
+            method, getattr(servicer, method.name), max_request_bytes, counts.of_grpc(method.name), mutual=mutual
         )
         for method in descriptor.methods
     }
@@ -32,10 +35,16 @@ def handler(
 
 
 def _method_handler(
-    method: MethodDescriptor, call: Callable[..., Any], max_request_bytes: int, counts: CallCounts
+    method: MethodDescriptor, call: Callable[..., Any], max_request_bytes: int, counts: CallCounts, *, mutual: bool
 ) -> "grpc.RpcMethodHandler[Any, Any]":
     # Requests arrive as bytes and are parsed inside the guard: gRPC's own error for a damaged request gives no reason.
-    guarded = _guarded(call, RequestParser(method, max_request_bytes=max_request_bytes), counts)
+    guarded = _guarded(
+        call,
+        RequestParser(method, max_request_bytes=max_request_bytes),
+        counts,
+        names_peer=writes(method),
+        mutual=mutual,
+    )
     if method.server_streaming:
         # The call writes its serialised messages itself: a generator would add a layer that every message passes.
         return grpc.unary_stream_rpc_method_handler(guarded, response_serializer=None)
@@ -43,12 +52,14 @@ def _method_handler(
 
 
 def _guarded(
-    call: Callable[..., Awaitable[Any]], parser: RequestParser, counts: CallCounts
+    call: Callable[..., Awaitable[Any]], parser: RequestParser, counts: CallCounts, *, names_peer: bool, mutual: bool
 ) -> Callable[..., Awaitable[Any]]:
     async def guarded(data: bytes, context: "grpc.aio.ServicerContext[Any, Any]") -> Any:
         start = counts.start()
         # What remains of a call whose client has gone.
         code = grpc.StatusCode.CANCELLED
+        if names_peer:
+            PEER.set(Peer(context.peer(), certificate_name(context) if mutual else ""))
         try:
             response = await call(parser.parse(data), context)
             code = grpc.StatusCode.OK
@@ -66,6 +77,12 @@ def _guarded(
             counts.end(start, code.name)
 
     return guarded
+
+
+def certificate_name(context: "grpc.aio.ServicerContext[Any, Any]") -> str:
+    """Return the common name in the client's certificate; empty: it has none."""
+    names = list(context.auth_context().get("x509_common_name", ()))
+    return names[0].decode("utf-8", "replace") if names else ""
 
 
 async def abort_with(context: "grpc.aio.ServicerContext[Any, Any]", status: Status) -> NoReturn:

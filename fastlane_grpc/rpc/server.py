@@ -75,7 +75,11 @@ class RpcServer:
             [
                 *(
                     handlers.handler(
-                        services[name], servicer, max_request_bytes=settings.max_request_bytes, counts=counts
+                        services[name],
+                        servicer,
+                        max_request_bytes=settings.max_request_bytes,
+                        counts=counts,
+                        mutual=certificates is not None and certificates.mutual,
                     )
                     for name, servicer in servicers.items()
                 ),

@@ -6,6 +6,7 @@ import grpc
 
 from fastlane_grpc.api import Calls
 from fastlane_grpc.api.log_encoding import ProtobufEncoding
+from fastlane_grpc.trust import PEER
 from fastlane_grpc.v1 import fastlane_pb2 as pb
 
 # The encoding of events that are serialised by protobuf itself.
@@ -21,7 +22,7 @@ class JobServicer:
         self._calls = calls
 
     async def EnqueueJob(self, request: pb.EnqueueJobRequest, context: Context) -> pb.EnqueueJobResponse:
-        return await self._calls.enqueue_job(request, caller_address=context.peer())
+        return await self._calls.enqueue_job(request, caller_address=PEER.get().address)
 
     async def GetJob(self, request: pb.GetJobRequest, context: Context) -> pb.GetJobResponse:
         return await self._calls.get_job(request)
@@ -39,7 +40,7 @@ class JobServicer:
         return await self._calls.retry_job(request)
 
     async def ReplaceJob(self, request: pb.ReplaceJobRequest, context: Context) -> pb.ReplaceJobResponse:
-        return await self._calls.replace_job(request, caller_address=context.peer())
+        return await self._calls.replace_job(request, caller_address=PEER.get().address)
 
     async def PauseSchedule(self, request: pb.PauseScheduleRequest, context: Context) -> pb.PauseScheduleResponse:
         return await self._calls.pause_schedule(request)
@@ -56,7 +57,7 @@ class JobServicer:
     async def BatchEnqueueJobs(
         self, request: pb.BatchEnqueueJobsRequest, context: Context
     ) -> pb.BatchEnqueueJobsResponse:
-        return await self._calls.batch_enqueue_jobs(request, caller_address=context.peer())
+        return await self._calls.batch_enqueue_jobs(request, caller_address=PEER.get().address)
 
     async def BatchStopJobs(self, request: pb.BatchStopJobsRequest, context: Context) -> pb.BatchStopJobsResponse:
         return await self._calls.batch_stop_jobs(request)
@@ -142,3 +143,8 @@ class ServerServicer:
 
     async def Prune(self, request: pb.PruneRequest, context: Context) -> pb.PruneResponse:
         return await self._calls.prune(request)
+
+    async def ListAuditEntries(
+        self, request: pb.ListAuditEntriesRequest, context: Context
+    ) -> pb.ListAuditEntriesResponse:
+        return await self._calls.list_audit_entries(request)

@@ -10,7 +10,8 @@ from typing import TypeAlias
 from fastlane_grpc.errors import DiskFull, Refusal
 from fastlane_grpc.model import ArrayPosition, Execution, Job, JobSpec, new_ids
 from fastlane_grpc.store.database import Connection, sqlite3
-from fastlane_grpc.store.enqueue import Enqueue, Quota, parts
+from fastlane_grpc.store.enqueue import Enqueue, Quota
+from fastlane_grpc.store.parts import parts
 from fastlane_grpc.store.writer import Written
 
 # The job and whether its request_id had made it before; or why it was refused.

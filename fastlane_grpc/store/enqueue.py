@@ -1,11 +1,11 @@
 """Enqueue: a new job with its first execution. Many enqueues in one transaction take no more statements than one."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
-from typing import TypeAlias, TypeVar
+from typing import TypeAlias
 
 from fastlane_grpc.errors import DiskFull, QueueFull, Refusal, RequestIdReused, UniqueKeyTaken
 from fastlane_grpc.machine.data_directory import least_free_bytes, least_free_inodes, missing_room
@@ -13,6 +13,7 @@ from fastlane_grpc.model import ArrayPosition, Conflict, Execution, Hold, Job, J
 from fastlane_grpc.schedule import first, waiting_state
 from fastlane_grpc.store.database import RETRY_SECONDS, Connection, sqlite3
 from fastlane_grpc.store.outbox import note_jobs
+from fastlane_grpc.store.parts import parts
 from fastlane_grpc.store.queries import job_of
 from fastlane_grpc.store.rows import (
     microseconds_or_none,
@@ -26,22 +27,15 @@ from fastlane_grpc.store.rows import (
 from fastlane_grpc.store.writer import Written
 from fastlane_grpc.text.redaction import SecretNames
 
-T = TypeVar("T")
-
 # Stops the job with the first id, as the second one takes its place. Returns the executions that changed.
 StopHolder: TypeAlias = Callable[[Connection, str, str], list[Execution]]
-
-# Rows of one statement, at most. SQLite keeps the statements prepared: one for each number of rows up to the first, and
-# one for each power of two up to the second.
-_ANY_NUMBER_OF_ROWS = 16
-_MOST_ROWS = 64
 
 _JOBS = """
     INSERT INTO jobs
         (job_id, execution_id, task_id, state, spec, create_time, request_id, request_digest, caller_address,
-        schedule, unique_key, unwatched_limit, array_index, array_size)
+        schedule, unique_key, unwatched_limit, array_index, array_size, caller)
     VALUES """
-_JOB = "(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+_JOB = "(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 _EXECUTIONS = """
     INSERT INTO executions
         (execution_id, job_id, task_id, priority, run, attempt, state, state_time, create_time, due_time, expire_time,
@@ -109,11 +103,12 @@ class Enqueue:
         job_id: str | None = None,
         stop_holder: "StopHolder | None" = None,
         array: ArrayPosition | None = None,
+        caller: str = "",
     ) -> None:
         data = spec_bytes(spec)
         now = microseconds_since_epoch(time)
         self._spec = spec
-        self.job = first_job(job_id or new_id(), task_id, spec, time, request_id, caller_address, array)
+        self.job = first_job(job_id or new_id(), task_id, spec, time, request_id, caller_address, array, caller)
         execution, state = self.job.execution, self.job.state
         # Stops a job that holds the unique key of this one.
         self._stop_holder = stop_holder
@@ -135,6 +130,7 @@ class Enqueue:
             spec.unique.key if spec.unique else "",
             unwatched_limit_of(spec),
             *((array.index, array.size) if array else (None, None)),
+            caller,
         )
         self._create_time = now
         self._execution_row = _execution_row(execution, spec.priority)
@@ -154,10 +150,11 @@ class Enqueue:
         sibling.job = Job(
             *(job_id, task_id, job.spec, execution, job.create_time, job.state, 1, request_id, job.caller_address),
             array=array,
+            caller=job.caller,
         )
         row = self._job_row
         place = (array.index, array.size) if array else (None, None)
-        sibling._job_row = (job_id, execution_id, task_id, *row[3:6], request_id, *row[7:12], *place)
+        sibling._job_row = (job_id, execution_id, task_id, *row[3:6], request_id, *row[7:12], *place, row[14])
         sibling._execution_row = (execution_id, job_id, task_id, *self._execution_row[3:])
         return sibling
 
@@ -171,7 +168,7 @@ class Enqueue:
         if refusal := self._refusal or self._quota.refusal(db, 1):
             if (job := self._kept_before(db)) is None:
                 raise refusal
-            return Written((job, True))
+            return Written((job, True), job_id=job.id)
         if self._spec.unique:
             return self._unique(db, self._spec.unique)
         return self._insert(db)
@@ -184,7 +181,7 @@ class Enqueue:
         if not kept.rowcount:
             job = self._kept_before(db)
             assert job is not None, "what it conflicts with"
-            return Written((job, True))
+            return Written((job, True), job_id=job.id)
         db.execute(_EXECUTIONS + _EXECUTION, self._execution_row)
         keep_labels(db, self._label_rows(_last_seq(kept)))
         if self._spec.notifications:
@@ -194,19 +191,19 @@ class Enqueue:
     def _unique(self, db: Connection, unique: Unique) -> Written[tuple[Job, bool]]:
         """Insert the job, if no job holds its unique key. Raise UniqueKeyTaken, or do what the job says."""
         if self.job.request_id and (job := self._kept_before(db)):
-            return Written((job, True))
+            return Written((job, True), job_id=job.id)
         holders = key_holders(db, self.job.task_id, unique.key)
         if not holders:
             return self._insert(db)
         if unique.conflict is Conflict.USE_EXISTING:
-            return Written((job_of(db, holders[0]), True))
+            return Written((job_of(db, holders[0]), True), job_id=holders[0])
         if unique.conflict is not Conflict.REPLACE or self._stop_holder is None:
             raise UniqueKeyTaken(unique.key, holders[0])
         changed = [each for holder in holders for each in self._stop_holder(db, holder, self.job.id)]
         # They end first, if they run.
         work = self._held() if key_holders(db, self.job.task_id, unique.key) else self
         written = work._insert(db)
-        return Written(written.answer, [*changed, *written.changed], new_jobs=written.new_jobs)
+        return Written(written.answer, [*changed, *written.changed], new_jobs=written.new_jobs, job_id=written.job_id)
 
     def _held(self) -> "Enqueue":
         """Return a copy of the job that waits for its unique key. This one stays as it is: the unit may be run again,
@@ -245,7 +242,7 @@ class Enqueue:
     @property
     def written(self) -> Written[tuple[Job, bool]]:
         """The answer to a job that is new."""
-        return Written((self.job, False), [self.job.execution], new_jobs=1)
+        return Written((self.job, False), [self.job.execution], new_jobs=1, job_id=self.job.id)
 
     def _label_rows(self, seq: int) -> Sequence[tuple[str, str, int, int]]:
         return [(name, value, self._create_time, seq) for name, value in self._spec.labels.items()]
@@ -311,13 +308,18 @@ def first_job(
     request_id: str = "",
     caller_address: str = "",
     array: ArrayPosition | None = None,
+    caller: str = "",
 ) -> Job:
     """Return a job as it is enqueued now, with its first execution."""
     if spec.starts_at_once:
         execution = Execution(
             new_id(), job_id, task_id, State.QUEUED, Times(now, now), now, expire_time=spec.expire_time
         )
-        return Job(job_id, task_id, spec, execution, now, State.QUEUED, 1, request_id, caller_address, array=array)
+        return Job(
+            *(job_id, task_id, spec, execution, now, State.QUEUED, 1, request_id, caller_address),
+            array=array,
+            caller=caller,
+        )
     following = first(job_id, spec, now)
     assert following.next is not None, "a job has a first execution"
     begin = following.next
@@ -338,6 +340,7 @@ def first_job(
         *(job_id, task_id, spec, execution, now, state, 1, request_id, caller_address),
         schedule=following.schedule,
         array=array,
+        caller=caller,
     )
 
 
@@ -362,12 +365,3 @@ def keep_labels(db: Connection, rows: Sequence[tuple[str, str, int, int]]) -> No
 def _last_seq(kept: "sqlite3.Cursor") -> int:
     assert kept.lastrowid is not None, "a row was inserted"
     return kept.lastrowid
-
-
-def parts(works: Sequence[T]) -> Iterator[Sequence[T]]:
-    """Cut the works into parts for one statement each, of few different sizes."""
-    begin = 0
-    while left := len(works) - begin:
-        size = left if left <= _ANY_NUMBER_OF_ROWS else min(1 << left.bit_length() - 1, _MOST_ROWS)
-        yield works[begin : begin + size]
-        begin += size

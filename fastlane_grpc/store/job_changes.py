@@ -226,7 +226,7 @@ def _write_spec(db: Connection, job: Job, spec: JobSpec, secret_names: SecretNam
         """
         UPDATE jobs SET spec = ?, revision = revision + 1, unique_key = ?, unwatched_limit = ?,
             request_digest = iif(request_digest = x'', ?, request_digest),
-            schedule = NULL, tick_time = NULL, stop_time = NULL
+            schedule = NULL, tick_time = NULL, stop_time = NULL, stop_caller = ''
         WHERE job_id = ? RETURNING seq, create_time
         """,
         # The request that made the job may be repeated later.

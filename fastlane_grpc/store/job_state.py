@@ -146,15 +146,15 @@ def write_schedule(db: Connection, job_id: str, schedule: ScheduleState | None, 
     )
 
 
-def note_stop(db: Connection, job_id: str, now: datetime) -> None:
+def note_stop(db: Connection, job_id: str, now: datetime, caller: str) -> None:
     """Note that a caller stopped the job: no execution follows those that are open, and no tick of its schedule."""
     db.execute(
         f"""
-        UPDATE jobs SET stop_time = ?, tick_time = NULL,
+        UPDATE jobs SET stop_time = ?, stop_caller = ?, tick_time = NULL,
             schedule = iif(schedule IS NULL, NULL, json_set(schedule, '$.over', json('true')))
         WHERE job_id = ? AND stop_time IS NULL AND state < {State.SUCCEEDED}
         """,
-        (microseconds_since_epoch(now), job_id),
+        (microseconds_since_epoch(now), caller, job_id),
     )
 
 
@@ -174,8 +174,8 @@ def reopen(db: Connection, job_id: str) -> None:
     """Make a final job one that is not: an execution is inserted next, in the same transaction."""
     db.execute(
         f"""
-        UPDATE jobs SET state = {State.QUEUED}, stop_time = NULL, end_time = NULL, reason = NULL, detail = NULL,
-            exit_code = NULL, out_of_memory = NULL, stop_signal = NULL
+        UPDATE jobs SET state = {State.QUEUED}, stop_time = NULL, stop_caller = '', end_time = NULL,
+            reason = NULL, detail = NULL, exit_code = NULL, out_of_memory = NULL, stop_signal = NULL
         WHERE job_id = ? AND state >= {State.SUCCEEDED}
         """,
         [job_id],

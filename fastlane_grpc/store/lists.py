@@ -10,11 +10,12 @@ changes between them.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from typing import Any, Generic, TypeAlias, TypeVar
 
 from fastlane_grpc.model import Delivery, DeliveryState, Execution, Job, State, Task
+from fastlane_grpc.store.audit import AUDIT, AuditEntry, entry_from
 from fastlane_grpc.store.database import Connection
 from fastlane_grpc.store.outbox import DELIVERY, delivery_from
 from fastlane_grpc.store.rows import (
@@ -75,6 +76,16 @@ class DeliveryQuery:
 
     job_id: str = ""
     states: Sequence[DeliveryState] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class AuditQuery:
+    """Which entries of the audit; what is left empty does not narrow."""
+
+    task_id: str = ""
+    job_id: str = ""
+    caller: str = ""
+    method: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +161,14 @@ def page_of_deliveries(
     return _page(db, _DELIVERIES, list(_delivery_filters(query)), values, size, most)
 
 
+def page_of_audit_entries(
+    db: Connection, query: AuditQuery, after: tuple[int] | None, size: int, *, most: int = MOST_LOOKED_AT
+) -> ListPage[AuditEntry]:
+    """By arrival, newest first: at most `size` behind `after`, of `most` that are looked at."""
+    values = {"before_seq": _LAST if after is None else after[0], **asdict(query)}
+    return _page(db, _AUDIT, list(_audit_filters(query)), values, size, most)
+
+
 def page_of_tasks(db: Connection, after: tuple[str] | None, size: int) -> ListPage[Task]:
     """Return at most `size` tasks behind `after`, by name."""
     rows = db.execute(
@@ -201,6 +220,7 @@ _JOBS_WITH_SPEC = _Noun(
     "jobs", ("create_time", "seq"), _BY_TIME, JOB, job_from, _CURRENT_EXECUTION, "length(jobs.spec)"
 )
 _EXECUTIONS = _Noun("executions", ("seq",), "seq < :before_seq", EXECUTION, execution_from)
+_AUDIT = _Noun("audit", ("seq",), "seq < :before_seq", AUDIT, entry_from)
 _DELIVERIES = _Noun("deliveries", ("seq",), "seq < :before_seq", DELIVERY, delivery_from)
 
 
@@ -262,6 +282,17 @@ def _delivery_filters(query: DeliveryQuery) -> Iterator[_Filter]:
     else:
         ranges = [f"FROM deliveries INDEXED BY deliveries_state WHERE state = {state}" for state in states]
         yield _Filter("all", "", ranges, frozenset({"all", "states"}))
+
+
+def _audit_filters(query: AuditQuery) -> Iterator[_Filter]:
+    if query.job_id:
+        ranges = ["FROM audit INDEXED BY audit_of_job WHERE job_id = :job_id AND job_id <> ''"]
+        yield _Filter("job", "audit.job_id = :job_id", ranges, frozenset({"job"}))
+    else:
+        yield _Filter("all", "", ["FROM audit WHERE true"], frozenset({"all"}))
+    for name in ("task_id", "caller", "method"):
+        if getattr(query, name):
+            yield _Filter(name, f"audit.{name} = :{name}")
 
 
 def _of_id(table: str, column: str) -> _Filter:

@@ -682,3 +682,36 @@ def notifications(db: Database) -> None:
     db.execute("CREATE INDEX deliveries_of_job ON deliveries(job_id, seq)")
     db.execute("CREATE INDEX deliveries_state ON deliveries(state, seq)")
     db.execute("CREATE INDEX deliveries_ended ON deliveries(end_time) WHERE end_time IS NOT NULL")
+
+
+@migrations()
+def usage_of_executions(db: Database) -> None:
+    """The column for what the containers of executions used."""
+    # JSON: microseconds on CPUs, peak of memory, bytes read, bytes written, each or null; empty: nobody knows.
+    db.execute("ALTER TABLE executions ADD COLUMN usage TEXT NOT NULL DEFAULT ''")
+
+
+@migrations()
+def audit(db: Database) -> None:
+    """The audit: one row for each call that wrote. Jobs get the callers that enqueued and stopped them."""
+    db.execute("ALTER TABLE jobs ADD COLUMN caller TEXT NOT NULL DEFAULT ''")
+    db.execute("ALTER TABLE jobs ADD COLUMN stop_caller TEXT NOT NULL DEFAULT ''")
+    # Rows are only added at the end, so that a call costs no more than that.
+    db.execute(
+        """
+        CREATE TABLE audit (
+            seq INTEGER PRIMARY KEY,
+            time INTEGER NOT NULL,
+            method TEXT NOT NULL,
+            caller TEXT NOT NULL,
+            certificate TEXT NOT NULL,
+            address TEXT NOT NULL,
+            task_id TEXT NOT NULL,
+            job_id TEXT NOT NULL,
+            execution_id TEXT NOT NULL,
+            detail TEXT NOT NULL
+        ) STRICT
+        """
+    )
+    # Ids begin with the time: these are added at the end, too.
+    db.execute("CREATE INDEX audit_of_job ON audit(job_id) WHERE job_id <> ''")

@@ -65,20 +65,23 @@ class RetentionTotals:
     log_bytes: int
     # The earliest end of a delivery.
     oldest_delivery_time: datetime | None = None
+    # The earliest entry of the audit.
+    oldest_audit_time: datetime | None = None
 
 
 def retention_totals(db: Connection) -> RetentionTotals:
-    [(log_time, job_time, log_bytes, delivery_time)] = db.execute(
+    [(log_time, job_time, log_bytes, delivery_time, audit_time)] = db.execute(
         """
         SELECT
             (SELECT end_time FROM executions INDEXED BY executions_log_kept
              WHERE log_bytes > 0 AND end_time >= 0 ORDER BY end_time LIMIT 1),
             (SELECT end_time FROM jobs INDEXED BY jobs_ended WHERE state >= 6 ORDER BY end_time LIMIT 1),
             (SELECT log_bytes FROM kept),
-            (SELECT min(end_time) FROM deliveries INDEXED BY deliveries_ended WHERE end_time IS NOT NULL)
+            (SELECT min(end_time) FROM deliveries INDEXED BY deliveries_ended WHERE end_time IS NOT NULL),
+            (SELECT time FROM audit ORDER BY seq LIMIT 1)
         """
     ).fetchall()
-    return RetentionTotals(_time(log_time), _time(job_time), log_bytes, _time(delivery_time))
+    return RetentionTotals(_time(log_time), _time(job_time), log_bytes, _time(delivery_time), _time(audit_time))
 
 
 def oldest(db: Connection, query: PruneQuery, after: PruneCursor, limit: int) -> list[PruneCandidate]:

@@ -45,6 +45,8 @@ from fastlane_grpc.model import (
     Tmpfs,
     Ulimit,
     Unique,
+    Usage,
+    Volume,
     Webhook,
 )
 from fastlane_grpc.store.database import Connection
@@ -56,7 +58,7 @@ Row = Sequence[Any]
 _OUTCOME = ("reason", "detail", "exit_code", "out_of_memory", "stop_signal")
 _EXECUTION_NAMES = (
     *("execution_id", "job_id", "task_id", "state", "state_time", "run", "attempt"),
-    *("host", "container_id", "image_digest", "handle", "starting", "logs"),
+    *("host", "container_id", "image_digest", "handle", "starting", "logs", "usage"),
     *("stop_cause", "stop_time", "stop_grace", "stop_note"),
     *_OUTCOME,
     *Times._fields,
@@ -66,7 +68,7 @@ _JOB_NAMES = (
     *("job_id", "task_id", "spec", "create_time", "state", "executions", "request_id", "caller_address"),
     *_OUTCOME,
     *("end_time", "stop_time", "runs", "schedule", "tick_time", "revision"),
-    *("array_index", "array_size"),
+    *("array_index", "array_size", "caller", "stop_caller"),
 )
 _TASK_NAMES = ("task_id", "create_time", "last_enqueue_time", "jobs", "open_jobs")
 _LIMIT_NAMES = ("max_running", "paused", "max_starts", "rate_window", "notifications")
@@ -151,6 +153,7 @@ def execution_from(row: Row) -> Execution:
         starting=its.starting == 1,
         # Of one that went back to the queue the row has what its log holds so far. That may still grow.
         logs=_logs_from(its.logs) if state.final else (),
+        usage=usage_from(its.usage),
         expire_time=_time_or_none(its.expire_time),
         tick_time=_time_or_none(its.tick_time),
         tries=its.tries,
@@ -179,6 +182,9 @@ def job_from(row: Row) -> Job:
         tick_time=_time_or_none(its.tick_time),
         revision=its.revision,
         array=array_from(its.array_index, its.array_size),
+        # A snapshot of an earlier release has none.
+        caller=its.caller or "",
+        stop_caller=its.stop_caller or "",
     )
 
 
@@ -235,6 +241,7 @@ def spec_bytes(spec: JobSpec) -> bytes:
         "notifications": [_notification_given(each) for each in spec.notifications] or None,
         "stop_when_unwatched_us": unwatched_limit_of(spec),
         "tmpfs": [_without_defaults(asdict(each)) for each in spec.tmpfs] or None,
+        "volumes": [_without_defaults(asdict(each)) for each in spec.volumes] or None,
         # A soft limit of zero is a limit.
         "ulimits": [[each.name, each.soft, each.hard] for each in spec.ulimits] or None,
         "dns": None if spec.dns is None else _without_defaults({k: list(v) for k, v in asdict(spec.dns).items()}),
@@ -254,7 +261,7 @@ _plain_of = attrgetter(*_PLAIN_NAMES)
 # Fields that are kept unless they are None or empty; most specs have none of them.
 _optional_of = attrgetter(
     *("timeout", "stop_grace", "metadata", "start_in", "start_at", "expire_time", "cron", "retry", "unique"),
-    *("notifications", "stop_when_unwatched", "tmpfs", "ulimits", "dns"),
+    *("notifications", "stop_when_unwatched", "tmpfs", "volumes", "ulimits", "dns"),
 )
 _NONE_SET = _optional_of(JobSpec(""))
 _COLLECTIONS: Sequence[tuple[str, Callable[[JobSpec], Any], type]] = tuple(
@@ -300,6 +307,7 @@ def spec_from(data: bytes | str) -> JobSpec:
         ulimits=tuple(Ulimit(*each) for each in kept.get("ulimits", ())),
         dns=None if "dns" not in kept else Dns(**{name: tuple(each) for name, each in kept["dns"].items()}),
         cap_drop=tuple(kept.get("cap_drop", ())),
+        volumes=tuple(Volume(**{"name": "", "path": "", **each}) for each in kept.get("volumes", ())),
     )
 
 
@@ -372,6 +380,21 @@ def logs_text(logs: Sequence[LogTotals]) -> str:
     return json.dumps(
         [[totals.source, totals.bytes, totals.missing_bytes, totals.crc32] for totals in logs], separators=(",", ":")
     )
+
+
+def usage_text(usage: Usage | None) -> str:
+    """Return a usage as it is stored; empty: none."""
+    if usage is None:
+        return ""
+    cpu_us = _duration_or_none(usage.cpu_time)
+    return _encode([cpu_us, usage.peak_memory_bytes, usage.read_bytes, usage.written_bytes])
+
+
+def usage_from(text: str | None) -> Usage | None:
+    if not text:
+        return None
+    cpu_us, *rest = json.loads(text)
+    return Usage(_duration_from(cpu_us), *rest)
 
 
 # The first times of an execution, and those of its job, are often one and the same.

@@ -11,11 +11,12 @@ from fastlane_grpc.store.rows import EXECUTION, execution_from, microseconds_of,
 
 
 def stop_job(
-    db: Connection, job_id: str, *, now: datetime, grace: timedelta | None, note: str, rules: Rules
+    db: Connection, job_id: str, *, now: datetime, grace: timedelta | None, note: str, rules: Rules, caller: str = ""
 ) -> tuple[Job, list[Execution]]:
-    """Stop the job and all its open executions. Return the job, and the executions that changed. JobNotFound."""
+    """Stop the job and all its open executions, for this caller. Return the job, and the executions that changed.
+    JobNotFound."""
     its_grace = spec_of(db, job_id).grace if grace is None else grace
-    note_stop(db, job_id, now)
+    note_stop(db, job_id, now, caller)
     changed = stop_open_executions(db, job_id, now=now, grace=its_grace, note=note, rules=rules)
     return job_of(db, job_id), changed
 

@@ -27,10 +27,12 @@ from fastlane_grpc.model import (
     StopCause,
     Task,
     TaskLimitsChange,
+    Usage,
     utc_now,
 )
 from fastlane_grpc.pools import Pools
 from fastlane_grpc.store import changes, due, hosts, outbox, placement, pruning, task_limits
+from fastlane_grpc.store.audit import AuditEntry, caller_name, caller_name_or_address, prune_entries
 from fastlane_grpc.store.batch import EnqueueBatch, Enqueued
 from fastlane_grpc.store.census import Census, take_census
 from fastlane_grpc.store.changes import Change, ChangePosition, JobsRead
@@ -51,11 +53,13 @@ from fastlane_grpc.store.job_filter import (
 )
 from fastlane_grpc.store.job_state import DEFAULT_RULES, Rules, follow, follow_claim, settle
 from fastlane_grpc.store.lists import (
+    AuditQuery,
     DeliveryQuery,
     ExecutionQuery,
     JobQuery,
     ListPage,
     SharedPage,
+    page_of_audit_entries,
     page_of_deliveries,
     page_of_executions,
     page_of_jobs,
@@ -90,6 +94,7 @@ from fastlane_grpc.store.rows import (
     microseconds_of,
     microseconds_or_none,
     microseconds_since_epoch,
+    usage_text,
 )
 from fastlane_grpc.store.stops import stop_execution, stop_job
 from fastlane_grpc.store.task_limits import LimitedTasks
@@ -212,6 +217,9 @@ class Store:
             self.drained_hosts = dict(hosts.drained(db))
             placed = placement.placed_by(db) == pools.placement
             has_defaults = outbox.has_defaults(db, rules.default_notifications)
+        if restored := self.drained_hosts.pop(hosts.EVERY_HOST, None):
+            self.drained_hosts = {**dict.fromkeys(pools.hosts, restored), **self.drained_hosts}
+            self._writer.write_until_stored(self._drain_every_host)
         if not has_defaults:
             self._writer.write_until_stored(self._put_defaults_in_force)
         if not placed:
@@ -220,6 +228,10 @@ class Store:
 
     def _put_defaults_in_force(self, db: Connection) -> Written[None]:
         outbox.put_defaults_in_force(db, self._rules.default_notifications, self._now())
+        return Written(None)
+
+    def _drain_every_host(self, db: Connection) -> Written[None]:
+        hosts.drain_every_host(db, self._pools.hosts)
         return Written(None)
 
     def _place_lines(self, db: Connection) -> Written[None]:
@@ -277,13 +289,13 @@ class Store:
         job_id: str | None = None,
         array: ArrayPosition | None = None,
     ) -> Enqueue:
-        now = self._now()
+        now, caller = self._now(), caller_name_or_address()
         # Set before the commit. A notifier that looks too early finds nothing, and looks again after the job's end.
         self.may_notify = self.may_notify or bool(spec.notifications)
 
         def stop_holder(db: Connection, holder: str, successor: str) -> list[Execution]:
             note = f"replaced by job {successor}, which has the same unique key"
-            return stop_job(db, holder, now=now, grace=None, note=note, rules=self._rules)[1]
+            return stop_job(db, holder, now=now, grace=None, note=note, rules=self._rules, caller=caller)[1]
 
         return Enqueue(
             task_id,
@@ -297,6 +309,7 @@ class Store:
             job_id=job_id,
             stop_holder=stop_holder,
             array=array,
+            caller=caller_name(),
         )
 
     def stop(
@@ -309,9 +322,12 @@ class Store:
 
         `carried_out_since`: the time at which the runner got this stop. The stop is then tried until it is stored."""
 
+        caller = caller_name_or_address()
+
         def work(db: Connection) -> Written[Job]:
             now = carried_out_since or self._now()
-            return Written(*stop_job(db, job_id, now=now, grace=grace, note=note, rules=self._rules), [job_id])
+            stopped = stop_job(db, job_id, now=now, grace=grace, note=note, rules=self._rules, caller=caller)
+            return Written(*stopped, [job_id])
 
         return self._writer.write_until_stored(work) if carried_out_since else self._writer.write(work, vital=True)
 
@@ -333,13 +349,14 @@ class Store:
     ) -> Pending[int]:
         """Stop those of the jobs that still match the filter and are not final, as `stop` does, in one transaction.
         Return how many these were."""
+        caller = caller_name_or_address()
 
         def work(db: Connection) -> Written[int]:
             now = self._now()
             found = matching(db, replace(query, job_ids=job_ids), OPEN_STATES, limit=len(job_ids))
             changed: list[Execution] = []
             for job_id in found.job_ids:
-                changed += stop_job(db, job_id, now=now, grace=grace, note=note, rules=self._rules)[1]
+                changed += stop_job(db, job_id, now=now, grace=grace, note=note, rules=self._rules, caller=caller)[1]
             return Written(len(found.job_ids), changed)
 
         return self._writer.write(work, vital=True, weight=len(job_ids))
@@ -369,7 +386,8 @@ class Store:
 
         def work(db: Connection) -> Written[Execution]:
             now = carried_out_since or self._now()
-            return Written(*stop_execution(db, execution_id, now=now, grace=grace, note=note, rules=self._rules))
+            execution, changed = stop_execution(db, execution_id, now=now, grace=grace, note=note, rules=self._rules)
+            return Written(execution, changed, job_id=execution.job_id)
 
         return self._writer.write_until_stored(work) if carried_out_since else self._writer.write(work, vital=True)
 
@@ -620,7 +638,8 @@ class Store:
         """Make a delivery pending again. DeliveryNotFound."""
 
         def work(db: Connection) -> Written[Delivery]:
-            return Written(outbox.redeliver(db, delivery_id, self._now()), told=[self.on_delivery_due])
+            delivery = outbox.redeliver(db, delivery_id, self._now())
+            return Written(delivery, told=[self.on_delivery_due], job_id=delivery.job.id)
 
         return self._writer.write(work)
 
@@ -629,6 +648,19 @@ class Store:
         return self._writer.write(
             lambda db: Written(outbox.prune_deliveries(db, before=before, limit=limit)), vital=True
         )
+
+    # ---- the audit
+
+    def audit_entries(
+        self, query: AuditQuery, *, after: tuple[int] | None = None, size: int
+    ) -> Pending[ListPage[AuditEntry]]:
+        """Return a page of at most `size` after `after`, newest first. The work is bounded: the page may be empty and
+        not the last one."""
+        return self._readers.read(lambda db: page_of_audit_entries(db, query, after, size))
+
+    def prune_audit(self, *, before: datetime, limit: int) -> Pending[int]:
+        """Delete entries of the audit from before that time, at most `limit`. Return how many these were."""
+        return self._writer.write(lambda db: Written(prune_entries(db, before=before, limit=limit)), vital=True)
 
     # ---- what the dispatcher asks for
 
@@ -859,6 +891,7 @@ class Store:
         outcome: Outcome,
         logs: Sequence[LogTotals],
         log_bytes: int = 0,
+        usage: Usage | None = None,
         exit_time: datetime | None = None,
         seal_time: datetime | None = None,
         first_byte_time: datetime | None = None,
@@ -881,7 +914,7 @@ class Store:
                 SET state = :state, state_time = :now, end_time = :now,
                     reason = :reason, detail = :detail, exit_code = :exit_code,
                     out_of_memory = :out_of_memory, stop_signal = :stop_signal,
-                    logs = :logs, log_bytes = :log_bytes,
+                    logs = :logs, log_bytes = :log_bytes, usage = :usage,
                     exit_time = coalesce(:exit_time, exit_time), seal_time = coalesce(:seal_time, seal_time),
                     first_byte_time = coalesce(:first_byte_time, first_byte_time),
                     start_time = coalesce(:start_time, start_time)
@@ -897,6 +930,7 @@ class Store:
                 stop_signal=outcome.stop_signal,
                 logs=logs_text(logs),
                 log_bytes=log_bytes,
+                usage=usage_text(usage),
                 exit_time=microseconds_or_none(exit_time),
                 seal_time=microseconds_or_none(seal_time),
                 first_byte_time=microseconds_or_none(first_byte_time),

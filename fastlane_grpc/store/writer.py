@@ -18,6 +18,7 @@ import structlog
 from fastlane_grpc.counts import StoreCounts
 from fastlane_grpc.errors import DiskFull, ServerStopping
 from fastlane_grpc.model import Execution
+from fastlane_grpc.store.audit import AUDITED, AuditedCall, insert_entries
 from fastlane_grpc.store.database import Connection, is_failure, refusal, sqlite3
 from fastlane_grpc.store.pending import Pending, Settled, tell
 from fastlane_grpc.store.reserve import Reserve
@@ -40,13 +41,14 @@ class Written(NamedTuple, Generic[T]):
 
     `changed_jobs`: the ids of jobs that it changed or deleted without an execution in `changed`. Each of `told` is
     called on the loop after the commit, before the executions are announced. `new_jobs`: how many jobs it stored, which
-    are counted after the commit."""
+    are counted after the commit. `job_id`: the job that it was about, for the audit of a call that does not name it."""
 
     answer: T
     changed: Sequence[Execution] = ()
     changed_jobs: Sequence[str] = ()
     told: Sequence[Callable[[], None]] = ()
     new_jobs: int = 0
+    job_id: str = ""
 
 
 Work = Callable[[Connection], Written[T]]
@@ -138,7 +140,7 @@ class Writer:
         with self._entrance:
             if self._closed:
                 raise ServerStopping("the server is going down")
-            self._queue.put(_Unit(work, pending, until_stored, many, vital, weight))
+            self._queue.put(_Unit(work, pending, until_stored, many, vital, weight, _taken_along()))
             if self._queue.qsize() >= SHARED_ENOUGH:
                 self._enough.set()
         return pending
@@ -250,6 +252,7 @@ class Writer:
         self._db.execute("BEGIN IMMEDIATE")
         try:
             done = list(zip(units, self._run_all(units), strict=True))
+            self._note_callers(done)
         except Exception:
             if not self._db.in_transaction:
                 raise
@@ -276,6 +279,7 @@ class Writer:
         result: Written[Any] | Exception
         try:
             result = unit.work(self._db)
+            self._note_callers([(unit, result)])
         except Exception as error:
             if not self._db.in_transaction:
                 raise
@@ -283,6 +287,11 @@ class Writer:
             result = error
         self._db.execute("RELEASE unit")
         return result
+
+    def _note_callers(self, done: Sequence[tuple["_Unit", Written[Any]]]) -> None:
+        calls = [(unit.call, written.job_id) for unit, written in done if unit.call]
+        if calls:
+            insert_entries(self._db, calls)
 
     def _settle(self, done: Sequence["_Done"]) -> None:
         settled: list[Settled] = []
@@ -296,7 +305,13 @@ class Writer:
                 told += result.told
                 self.counts.new_jobs.value += result.new_jobs
                 jobs_changed = jobs_changed or bool(result.changed_jobs)
-            elif not is_failure(result):
+                if unit.call and result.job_id:
+                    unit.call.job_id = result.job_id
+                continue
+            # The next write of the call takes its entry along.
+            if unit.call and not (unit.until_stored and is_failure(result)):
+                unit.call.written = False
+            if not is_failure(result):
                 settled.append(Settled(unit.pending, None, result))
             elif unit.until_stored:
                 self.counts.failures.value += 1
@@ -341,6 +356,17 @@ class _Unit:
     many: Many | None
     vital: bool
     weight: int
+    # Whose entry in the audit it takes along.
+    call: AuditedCall | None
+
+
+def _taken_along() -> AuditedCall | None:
+    """Return the call that makes this write, if no earlier write of the call has taken its entry along."""
+    call = AUDITED.get()
+    if call is None or call.written:
+        return None
+    call.written = True
+    return call
 
 
 _Done: TypeAlias = tuple[_Unit, Written[Any] | Exception]

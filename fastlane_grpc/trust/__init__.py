@@ -2,6 +2,7 @@
 
 from fastlane_grpc.trust.access import ANYBODY, PRINCIPAL, Access, Credentials, Principal
 from fastlane_grpc.trust.certificates import CertificateFiles, Certificates
+from fastlane_grpc.trust.peer import PEER, Peer
 from fastlane_grpc.trust.permissions import HEALTH, METRICS, OTHERS, PERMISSIONS, REFLECTION, Permission, Scope
 from fastlane_grpc.trust.tokens import Role, TaskPattern, Token, TokenFile, TokenRefused, TokensUnusable
 
@@ -10,6 +11,7 @@ __all__ = [
     "HEALTH",
     "METRICS",
     "OTHERS",
+    "PEER",
     "PERMISSIONS",
     "PRINCIPAL",
     "REFLECTION",
@@ -17,6 +19,7 @@ __all__ = [
     "CertificateFiles",
     "Certificates",
     "Credentials",
+    "Peer",
     "Permission",
     "Principal",
     "Role",

@@ -70,6 +70,7 @@ PERMISSIONS: Mapping[str, Permission] = {
     "RedeliverNotification": Permission(Role.SUBMIT, Scope.SERVER),
     "GetServerInfo": Permission(Role.VIEW, Scope.NONE),
     "Prune": Permission(Role.OPERATE, Scope.TASK_GIVEN),
+    "ListAuditEntries": Permission(Role.OPERATE, Scope.SERVER),
 }
 
 # What is no call of the contract.

@@ -607,6 +607,7 @@ class JobSpec(_message.Message):
     ULIMITS_FIELD_NUMBER: _builtins.int
     DNS_FIELD_NUMBER: _builtins.int
     CAP_DROP_FIELD_NUMBER: _builtins.int
+    VOLUMES_FIELD_NUMBER: _builtins.int
     image: _builtins.str
     """Required. The image, as for `docker run`: name, tag, digest, registry with port. Stored and returned exactly as
     given.
@@ -624,7 +625,9 @@ class JobSpec(_message.Message):
     pull_policy: Global___JobSpec.PullPolicy.ValueType
     """When to pull the image."""
     network: _builtins.str
-    """Empty: the engine's default network. "none": no network. Any other name is rejected in this version."""
+    """Empty: the engine's default network. "none": no network. Any other network has to be in the setting `allow_networks`
+    of each host that the task may run on.
+    """
     read_only_root: _builtins.bool
     """Mount the root file system read-only."""
     stop_signal: _builtins.str
@@ -741,6 +744,12 @@ class JobSpec(_message.Message):
         the engine's default ones stay.
         """
 
+    @_builtins.property
+    def volumes(self) -> _containers.RepeatedCompositeFieldContainer[Global___Volume]:
+        """Named volumes of the engine; at most 16. Each has to be in the setting `allow_volumes` of each host that the task may
+        run on. Directories of the host cannot be mounted.
+        """
+
     def __init__(
         self,
         *,
@@ -775,10 +784,11 @@ class JobSpec(_message.Message):
         ulimits: _abc.Iterable[Global___Ulimit] | None = ...,
         dns: Global___Dns | None = ...,
         cap_drop: _abc.Iterable[_builtins.str] | None = ...,
+        volumes: _abc.Iterable[Global___Volume] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["cron", b"cron", "dns", b"dns", "expire_time", b"expire_time", "limits", b"limits", "metadata", b"metadata", "retry", b"retry", "start_at", b"start_at", "start_in", b"start_in", "stop_grace", b"stop_grace", "stop_when_unwatched", b"stop_when_unwatched", "timeout", b"timeout", "unique", b"unique"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["args", b"args", "cap_drop", b"cap_drop", "command", b"command", "cron", b"cron", "dns", b"dns", "entrypoint", b"entrypoint", "envs", b"envs", "expire_time", b"expire_time", "extra_hosts", b"extra_hosts", "history", b"history", "image", b"image", "labels", b"labels", "limits", b"limits", "metadata", b"metadata", "network", b"network", "notifications", b"notifications", "priority", b"priority", "pull_policy", b"pull_policy", "read_only_root", b"read_only_root", "retry", b"retry", "start_at", b"start_at", "start_in", b"start_in", "stop_grace", b"stop_grace", "stop_signal", b"stop_signal", "stop_when_unwatched", b"stop_when_unwatched", "timeout", b"timeout", "tmpfs", b"tmpfs", "ulimits", b"ulimits", "unique", b"unique", "user", b"user", "working_dir", b"working_dir"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["args", b"args", "cap_drop", b"cap_drop", "command", b"command", "cron", b"cron", "dns", b"dns", "entrypoint", b"entrypoint", "envs", b"envs", "expire_time", b"expire_time", "extra_hosts", b"extra_hosts", "history", b"history", "image", b"image", "labels", b"labels", "limits", b"limits", "metadata", b"metadata", "network", b"network", "notifications", b"notifications", "priority", b"priority", "pull_policy", b"pull_policy", "read_only_root", b"read_only_root", "retry", b"retry", "start_at", b"start_at", "start_in", b"start_in", "stop_grace", b"stop_grace", "stop_signal", b"stop_signal", "stop_when_unwatched", b"stop_when_unwatched", "timeout", b"timeout", "tmpfs", b"tmpfs", "ulimits", b"ulimits", "unique", b"unique", "user", b"user", "volumes", b"volumes", "working_dir", b"working_dir"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -867,6 +877,36 @@ class Tmpfs(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Tmpfs: _TypeAlias = Tmpfs  # noqa: Y015
+
+@_typing.final
+class Volume(_message.Message):
+    """A volume of the engine, which the operator has created."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    PATH_FIELD_NUMBER: _builtins.int
+    READ_ONLY_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Required. Name of the volume."""
+    path: _builtins.str
+    """Required. Absolute path in the container; as of a Tmpfs, and not that of one."""
+    read_only: _builtins.bool
+    """The container cannot write to it."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        path: _builtins.str = ...,
+        read_only: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "path", b"path", "read_only", b"read_only"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Volume: _TypeAlias = Volume  # noqa: Y015
 
 @_typing.final
 class Ulimit(_message.Message):
@@ -1626,6 +1666,8 @@ class Job(_message.Message):
     ETAG_FIELD_NUMBER: _builtins.int
     SCHEDULE_FIELD_NUMBER: _builtins.int
     ARRAY_FIELD_NUMBER: _builtins.int
+    CALLER_FIELD_NUMBER: _builtins.int
+    STOP_CALLER_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """UUIDv7, generated by the server."""
     task_id: _builtins.str
@@ -1640,6 +1682,12 @@ class Job(_message.Message):
     """Address of the caller as seen by the server: "ipv4:10.0.0.7:51234". Behind a proxy, the address of the proxy."""
     etag: _builtins.str
     """Changes with every ReplaceJob, PauseSchedule and ResumeSchedule. Opaque."""
+    caller: _builtins.str
+    """Who enqueued the job: the name of the token, else the common name in the client's certificate. Empty: the server
+    knows no names of its callers.
+    """
+    stop_caller: _builtins.str
+    """Who stopped the job, first of all: as in `caller`, or else the address as in `caller_address`. Empty: no caller did."""
     @_builtins.property
     def spec(self) -> Global___JobSpec:
         """The caller's spec, without defaults, with secrets as `***`. Omitted from lists unless requested."""
@@ -1687,10 +1735,12 @@ class Job(_message.Message):
         etag: _builtins.str = ...,
         schedule: Global___ScheduleStatus | None = ...,
         array: Global___ArrayPosition | None = ...,
+        caller: _builtins.str = ...,
+        stop_caller: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["array", b"array", "create_time", b"create_time", "end_time", b"end_time", "execution", b"execution", "outcome", b"outcome", "schedule", b"schedule", "spec", b"spec"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["array", b"array", "caller_address", b"caller_address", "create_time", b"create_time", "end_time", b"end_time", "etag", b"etag", "execution", b"execution", "executions", b"executions", "id", b"id", "outcome", b"outcome", "request_id", b"request_id", "schedule", b"schedule", "spec", b"spec", "state", b"state", "task_id", b"task_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["array", b"array", "caller", b"caller", "caller_address", b"caller_address", "create_time", b"create_time", "end_time", b"end_time", "etag", b"etag", "execution", b"execution", "executions", b"executions", "id", b"id", "outcome", b"outcome", "request_id", b"request_id", "schedule", b"schedule", "spec", b"spec", "state", b"state", "stop_caller", b"stop_caller", "task_id", b"task_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1875,6 +1925,7 @@ class Execution(_message.Message):
     CONTAINER_ID_FIELD_NUMBER: _builtins.int
     IMAGE_DIGEST_FIELD_NUMBER: _builtins.int
     LOGS_FIELD_NUMBER: _builtins.int
+    USAGE_FIELD_NUMBER: _builtins.int
     TICK_TIME_FIELD_NUMBER: _builtins.int
     MEMORY_BYTES_FIELD_NUMBER: _builtins.int
     id: _builtins.str
@@ -1914,6 +1965,12 @@ class Execution(_message.Message):
         """Size of the log, one entry for each source with output. Empty until the execution is final."""
 
     @_builtins.property
+    def usage(self) -> Global___Usage:
+        """What the container used, as the kernel counted. Unset until the execution is final, for a container that was not
+        captured by the recorder, and where the recorder was killed.
+        """
+
+    @_builtins.property
     def tick_time(self) -> _timestamp_pb2.Timestamp:
         """The tick that started the run. Unset: another reason started it."""
 
@@ -1933,16 +1990,66 @@ class Execution(_message.Message):
         container_id: _builtins.str = ...,
         image_digest: _builtins.str = ...,
         logs: _abc.Iterable[Global___LogTotals] | None = ...,
+        usage: Global___Usage | None = ...,
         tick_time: _timestamp_pb2.Timestamp | None = ...,
         memory_bytes: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["outcome", b"outcome", "tick_time", b"tick_time", "times", b"times", "waiting", b"waiting"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["outcome", b"outcome", "tick_time", b"tick_time", "times", b"times", "usage", b"usage", "waiting", b"waiting"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "container_id", b"container_id", "host", b"host", "id", b"id", "image_digest", b"image_digest", "job_id", b"job_id", "logs", b"logs", "memory_bytes", b"memory_bytes", "outcome", b"outcome", "run", b"run", "state", b"state", "task_id", b"task_id", "tick_time", b"tick_time", "times", b"times", "waiting", b"waiting"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "container_id", b"container_id", "host", b"host", "id", b"id", "image_digest", b"image_digest", "job_id", b"job_id", "logs", b"logs", "memory_bytes", b"memory_bytes", "outcome", b"outcome", "run", b"run", "state", b"state", "task_id", b"task_id", "tick_time", b"tick_time", "times", b"times", "usage", b"usage", "waiting", b"waiting"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Execution: _TypeAlias = Execution  # noqa: Y015
+
+@_typing.final
+class Usage(_message.Message):
+    """What a container used from its start to the end of its last process, the recorder included. A field is unset if the
+    kernel does not tell.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PEAK_MEMORY_BYTES_FIELD_NUMBER: _builtins.int
+    CPU_TIME_FIELD_NUMBER: _builtins.int
+    READ_BYTES_FIELD_NUMBER: _builtins.int
+    WRITTEN_BYTES_FIELD_NUMBER: _builtins.int
+    peak_memory_bytes: _builtins.int
+    """Maximum memory at any time, as it counts toward `memory_bytes`: with the cache of files that it read and wrote."""
+    read_bytes: _builtins.int
+    """Bytes read from disks. What came from the cache is not in it."""
+    written_bytes: _builtins.int
+    """Bytes written to disks so far. What is only in the cache is not in it."""
+    @_builtins.property
+    def cpu_time(self) -> _duration_pb2.Duration:
+        """Time on CPUs, of all its processes together."""
+
+    def __init__(
+        self,
+        *,
+        peak_memory_bytes: _builtins.int | None = ...,
+        cpu_time: _duration_pb2.Duration | None = ...,
+        read_bytes: _builtins.int | None = ...,
+        written_bytes: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_peak_memory_bytes", b"_peak_memory_bytes", "_read_bytes", b"_read_bytes", "_written_bytes", b"_written_bytes", "cpu_time", b"cpu_time", "peak_memory_bytes", b"peak_memory_bytes", "read_bytes", b"read_bytes", "written_bytes", b"written_bytes"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_peak_memory_bytes", b"_peak_memory_bytes", "_read_bytes", b"_read_bytes", "_written_bytes", b"_written_bytes", "cpu_time", b"cpu_time", "peak_memory_bytes", b"peak_memory_bytes", "read_bytes", b"read_bytes", "written_bytes", b"written_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__peak_memory_bytes: _TypeAlias = _typing.Literal["peak_memory_bytes"]  # noqa: Y015
+    _WhichOneofArgType__peak_memory_bytes: _TypeAlias = _typing.Literal["_peak_memory_bytes", b"_peak_memory_bytes"]  # noqa: Y015
+    _WhichOneofReturnType__read_bytes: _TypeAlias = _typing.Literal["read_bytes"]  # noqa: Y015
+    _WhichOneofArgType__read_bytes: _TypeAlias = _typing.Literal["_read_bytes", b"_read_bytes"]  # noqa: Y015
+    _WhichOneofReturnType__written_bytes: _TypeAlias = _typing.Literal["written_bytes"]  # noqa: Y015
+    _WhichOneofArgType__written_bytes: _TypeAlias = _typing.Literal["_written_bytes", b"_written_bytes"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__peak_memory_bytes) -> _WhichOneofReturnType__peak_memory_bytes | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__read_bytes) -> _WhichOneofReturnType__read_bytes | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__written_bytes) -> _WhichOneofReturnType__written_bytes | None: ...
+
+Global___Usage: _TypeAlias = Usage  # noqa: Y015
 
 @_typing.final
 class Waiting(_message.Message):
@@ -4721,3 +4828,131 @@ class PruneResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___PruneResponse: _TypeAlias = PruneResponse  # noqa: Y015
+
+@_typing.final
+class ListAuditEntriesRequest(_message.Message):
+    """The entries to return. An empty field does not filter."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TASK_ID_FIELD_NUMBER: _builtins.int
+    JOB_ID_FIELD_NUMBER: _builtins.int
+    CALLER_FIELD_NUMBER: _builtins.int
+    METHOD_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    task_id: _builtins.str
+    """Entries about this task. Calls about several tasks have none."""
+    job_id: _builtins.str
+    """Entries about this job. Calls about several jobs have none."""
+    caller: _builtins.str
+    """Entries of this caller, see AuditEntry."""
+    method: _builtins.str
+    """Entries of this method: "StopJob"."""
+    page_size: _builtins.int
+    """Maximum number of entries. Zero: 50. More than 1 000 means 1 000. A page may be shorter, or empty, and not the last."""
+    page_token: _builtins.str
+    """See ListJobsRequest."""
+    def __init__(
+        self,
+        *,
+        task_id: _builtins.str = ...,
+        job_id: _builtins.str = ...,
+        caller: _builtins.str = ...,
+        method: _builtins.str = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["caller", b"caller", "job_id", b"job_id", "method", b"method", "page_size", b"page_size", "page_token", b"page_token", "task_id", b"task_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListAuditEntriesRequest: _TypeAlias = ListAuditEntriesRequest  # noqa: Y015
+
+@_typing.final
+class ListAuditEntriesResponse(_message.Message):
+    """A page of entries."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ENTRIES_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Token for the next page. Empty: this is the last page."""
+    @_builtins.property
+    def entries(self) -> _containers.RepeatedCompositeFieldContainer[Global___AuditEntry]:
+        """Entries, newest first."""
+
+    def __init__(
+        self,
+        *,
+        entries: _abc.Iterable[Global___AuditEntry] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["entries", b"entries", "next_page_token", b"next_page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListAuditEntriesResponse: _TypeAlias = ListAuditEntriesResponse  # noqa: Y015
+
+@_typing.final
+class AuditEntry(_message.Message):
+    """A call that changed something."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TIME_FIELD_NUMBER: _builtins.int
+    METHOD_FIELD_NUMBER: _builtins.int
+    CALLER_FIELD_NUMBER: _builtins.int
+    CERTIFICATE_FIELD_NUMBER: _builtins.int
+    ADDRESS_FIELD_NUMBER: _builtins.int
+    TASK_ID_FIELD_NUMBER: _builtins.int
+    JOB_ID_FIELD_NUMBER: _builtins.int
+    EXECUTION_ID_FIELD_NUMBER: _builtins.int
+    DETAIL_FIELD_NUMBER: _builtins.int
+    method: _builtins.str
+    """The method: "StopJob"."""
+    caller: _builtins.str
+    """Name of the caller's token. Empty: the server does not ask for tokens."""
+    certificate: _builtins.str
+    """Common name in the certificate that the client showed. Empty: it showed none."""
+    address: _builtins.str
+    """Address of the caller as seen by the server, see Job.caller_address."""
+    task_id: _builtins.str
+    """The task that the call was about. Empty: several, or none."""
+    job_id: _builtins.str
+    """The job that the call was about, or that it made. Empty: several, or none."""
+    execution_id: _builtins.str
+    """The execution that the call named."""
+    detail: _builtins.str
+    """What else the request said, as JSON, for a person: its note, its filter, its host. Cut after 1 000 characters. Never
+    a spec.
+    """
+    @_builtins.property
+    def time(self) -> _timestamp_pb2.Timestamp:
+        """When the server got the call."""
+
+    def __init__(
+        self,
+        *,
+        time: _timestamp_pb2.Timestamp | None = ...,
+        method: _builtins.str = ...,
+        caller: _builtins.str = ...,
+        certificate: _builtins.str = ...,
+        address: _builtins.str = ...,
+        task_id: _builtins.str = ...,
+        job_id: _builtins.str = ...,
+        execution_id: _builtins.str = ...,
+        detail: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["time", b"time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "caller", b"caller", "certificate", b"certificate", "detail", b"detail", "execution_id", b"execution_id", "job_id", b"job_id", "method", b"method", "task_id", b"task_id", "time", b"time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AuditEntry: _TypeAlias = AuditEntry  # noqa: Y015

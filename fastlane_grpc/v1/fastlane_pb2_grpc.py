@@ -1420,6 +1420,11 @@ class ServerServiceStub:
                 request_serializer=fastlane_dot_v1_dot_fastlane__pb2.PruneRequest.SerializeToString,
                 response_deserializer=fastlane_dot_v1_dot_fastlane__pb2.PruneResponse.FromString,
                 _registered_method=True)
+        self.ListAuditEntries = channel.unary_unary(
+                '/fastlane.v1.ServerService/ListAuditEntries',
+                request_serializer=fastlane_dot_v1_dot_fastlane__pb2.ListAuditEntriesRequest.SerializeToString,
+                response_deserializer=fastlane_dot_v1_dot_fastlane__pb2.ListAuditEntriesResponse.FromString,
+                _registered_method=True)
 
 
 class ServerServiceServicer:
@@ -1442,6 +1447,15 @@ class ServerServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListAuditEntries(self, request, context):
+        """Returns who changed what: one entry for each call that wrote something, newest first. A call that was refused, that
+        only validated or that found nothing to change has none. Entries are kept for the time that jobs are kept after their
+        end. INVALID_ARGUMENT, PAGE_TOKEN_INVALID.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ServerServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -1454,6 +1468,11 @@ def add_ServerServiceServicer_to_server(servicer, server):
                     servicer.Prune,
                     request_deserializer=fastlane_dot_v1_dot_fastlane__pb2.PruneRequest.FromString,
                     response_serializer=fastlane_dot_v1_dot_fastlane__pb2.PruneResponse.SerializeToString,
+            ),
+            'ListAuditEntries': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListAuditEntries,
+                    request_deserializer=fastlane_dot_v1_dot_fastlane__pb2.ListAuditEntriesRequest.FromString,
+                    response_serializer=fastlane_dot_v1_dot_fastlane__pb2.ListAuditEntriesResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -1511,6 +1530,33 @@ class ServerService:
             '/fastlane.v1.ServerService/Prune',
             fastlane_dot_v1_dot_fastlane__pb2.PruneRequest.SerializeToString,
             fastlane_dot_v1_dot_fastlane__pb2.PruneResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListAuditEntries(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fastlane.v1.ServerService/ListAuditEntries',
+            fastlane_dot_v1_dot_fastlane__pb2.ListAuditEntriesRequest.SerializeToString,
+            fastlane_dot_v1_dot_fastlane__pb2.ListAuditEntriesResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -754,6 +754,11 @@ class ServerServiceStub:
     deleted; safe to repeat. One call deletes a bounded number: repeat it until `more` is false. The server prunes by
     itself as well, by age and by total size, as configured.
     """
+    ListAuditEntries: _grpc.UnaryUnaryMultiCallable[_fastlane_pb2.ListAuditEntriesRequest, _fastlane_pb2.ListAuditEntriesResponse]
+    """Returns who changed what: one entry for each call that wrote something, newest first. A call that was refused, that
+    only validated or that found nothing to change has none. Entries are kept for the time that jobs are kept after their
+    end. INVALID_ARGUMENT, PAGE_TOKEN_INVALID.
+    """
 
 @_typing.type_check_only
 class ServerServiceAsyncStub(ServerServiceStub):
@@ -766,6 +771,11 @@ class ServerServiceAsyncStub(ServerServiceStub):
     """Deletes final jobs, or only their logs, that ended longer ago than `older_than`. Returns the numbers of what it
     deleted; safe to repeat. One call deletes a bounded number: repeat it until `more` is false. The server prunes by
     itself as well, by age and by total size, as configured.
+    """
+    ListAuditEntries: _aio.UnaryUnaryMultiCallable[_fastlane_pb2.ListAuditEntriesRequest, _fastlane_pb2.ListAuditEntriesResponse]  # type: ignore[assignment]
+    """Returns who changed what: one entry for each call that wrote something, newest first. A call that was refused, that
+    only validated or that found nothing to change has none. Entries are kept for the time that jobs are kept after their
+    end. INVALID_ARGUMENT, PAGE_TOKEN_INVALID.
     """
 
 class ServerServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -788,6 +798,17 @@ class ServerServiceServicer(metaclass=_abc_1.ABCMeta):
         """Deletes final jobs, or only their logs, that ended longer ago than `older_than`. Returns the numbers of what it
         deleted; safe to repeat. One call deletes a bounded number: repeat it until `more` is false. The server prunes by
         itself as well, by age and by total size, as configured.
+        """
+
+    @_abc_1.abstractmethod
+    def ListAuditEntries(
+        self,
+        request: _fastlane_pb2.ListAuditEntriesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_fastlane_pb2.ListAuditEntriesResponse, _abc.Awaitable[_fastlane_pb2.ListAuditEntriesResponse]]:
+        """Returns who changed what: one entry for each call that wrote something, newest first. A call that was refused, that
+        only validated or that found nothing to change has none. Entries are kept for the time that jobs are kept after their
+        end. INVALID_ARGUMENT, PAGE_TOKEN_INVALID.
         """
 
 def add_ServerServiceServicer_to_server(servicer: ServerServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

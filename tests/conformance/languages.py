@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests import java, node
+from tests import java, node, rust
 from tests.tools import PATH, ROOT, tool
 
 ENVIRONMENT: Mapping[str, str] = os.environ | {"PATH": f"{Path(sys.executable).parent}:{PATH}"}
@@ -52,8 +52,13 @@ def _node(directory: Path) -> Sequence[str | Path]:
     return node.command("conformance/driver.js")
 
 
+def _rust(directory: Path) -> Sequence[str | Path]:
+    return rust.command("conformance", directory)
+
+
 PYTHON = Language("Python", _python)
 GO = Language("Go", _go, ["go"])
 JAVA = Language("Java", _java, ["java", "mvn"], heartbeat_seconds=0.4)
 NODE = Language("Node", _node, ["node", "npm"], heartbeat_seconds=0.2)
-LANGUAGES: Sequence[Language] = (PYTHON, GO, JAVA, NODE)
+RUST = Language("Rust", _rust, ["cargo"])
+LANGUAGES: Sequence[Language] = (PYTHON, GO, JAVA, NODE, RUST)

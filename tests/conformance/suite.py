@@ -2,6 +2,7 @@
 made of the names of its tests."""
 
 import random
+import re
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,7 +17,9 @@ import grpc
 import pytest
 
 from fastlane_grpc.client import Client, Retry
+from fastlane_grpc.trust import Role, TokenFile
 from fastlane_grpc.v1 import fastlane_pb2 as pb
+from tests.certificates import Authority
 from tests.conformance.driving import Driver
 from tests.conformance.languages import Language
 from tests.cutting_relay import CuttingRelay
@@ -202,6 +205,32 @@ class Suite:
     def test_a_reason_of_a_later_release_is_told_by_its_name(self, driver: Driver, scripted: ScriptedServer) -> None:
         scripted.refusals.append((grpc.StatusCode.UNAVAILABLE, "OF_A_LATER_RELEASE", {}))
         assert driver.get(scripted.address, "job-1").error["reason"] == "OF_A_LATER_RELEASE"
+
+    # ------------------------------------------------------------------------------------------------- tokens and TLS
+
+    def test_the_token_is_sent_and_the_certificate_of_the_server_is_checked(
+        self, driver: Driver, tmp_path: Path
+    ) -> None:
+        authority, stranger = Authority(tmp_path), Authority(tmp_path, "stranger")
+        pair, token_file, data_dir = authority.sign("server"), tmp_path / "token", tmp_path / "data"
+        data_dir.mkdir(mode=0o700)
+        token_file.write_text(TokenFile(data_dir).create("ci", Role.SUBMIT) + "\n")
+        server = Server(
+            data_dir, engine="unix:///nobody", auth="tokens", tls_cert=str(pair.cert), tls_key=str(pair.key)
+        )
+        try:
+            for ask in (driver.get, driver.tail):
+                known = ask(server.address, job="no-such", token_file=token_file, tls_ca=authority.cert).error
+                assert (known["code"], known["reason"]) == (5, "JOB_NOT_FOUND")
+                unknown = ask(server.address, job="no-such", tls_ca=authority.cert).error
+                assert (unknown["code"], unknown["reason"]) == (16, "TOKEN_REQUIRED")
+                begin = time.monotonic()
+                refused = ask(server.address, job="no-such", token_file=token_file, tls_ca=stranger.cert).error
+                assert (refused["code"], refused.get("reason", "")) == (16, "")
+                assert re.search("certificat", refused["message"])
+                assert time.monotonic() - begin < 10
+        finally:
+            server.stop()
 
     # ---------------------------------------------------------------------------------------------- the bytes of a tail
 

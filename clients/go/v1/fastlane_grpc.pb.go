@@ -1583,8 +1583,9 @@ var NotificationService_ServiceDesc = grpc.ServiceDesc{
 }
 
 const (
-	ServerService_GetServerInfo_FullMethodName = "/fastlane.v1.ServerService/GetServerInfo"
-	ServerService_Prune_FullMethodName         = "/fastlane.v1.ServerService/Prune"
+	ServerService_GetServerInfo_FullMethodName    = "/fastlane.v1.ServerService/GetServerInfo"
+	ServerService_Prune_FullMethodName            = "/fastlane.v1.ServerService/Prune"
+	ServerService_ListAuditEntries_FullMethodName = "/fastlane.v1.ServerService/ListAuditEntries"
 )
 
 // ServerServiceClient is the client API for ServerService service.
@@ -1599,6 +1600,10 @@ type ServerServiceClient interface {
 	// deleted; safe to repeat. One call deletes a bounded number: repeat it until `more` is false. The server prunes by
 	// itself as well, by age and by total size, as configured.
 	Prune(ctx context.Context, in *PruneRequest, opts ...grpc.CallOption) (*PruneResponse, error)
+	// Returns who changed what: one entry for each call that wrote something, newest first. A call that was refused, that
+	// only validated or that found nothing to change has none. Entries are kept for the time that jobs are kept after their
+	// end. INVALID_ARGUMENT, PAGE_TOKEN_INVALID.
+	ListAuditEntries(ctx context.Context, in *ListAuditEntriesRequest, opts ...grpc.CallOption) (*ListAuditEntriesResponse, error)
 }
 
 type serverServiceClient struct {
@@ -1629,6 +1634,16 @@ func (c *serverServiceClient) Prune(ctx context.Context, in *PruneRequest, opts 
 	return out, nil
 }
 
+func (c *serverServiceClient) ListAuditEntries(ctx context.Context, in *ListAuditEntriesRequest, opts ...grpc.CallOption) (*ListAuditEntriesResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ListAuditEntriesResponse)
+	err := c.cc.Invoke(ctx, ServerService_ListAuditEntries_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // ServerServiceServer is the server API for ServerService service.
 // All implementations must embed UnimplementedServerServiceServer
 // for forward compatibility.
@@ -1641,6 +1656,10 @@ type ServerServiceServer interface {
 	// deleted; safe to repeat. One call deletes a bounded number: repeat it until `more` is false. The server prunes by
 	// itself as well, by age and by total size, as configured.
 	Prune(context.Context, *PruneRequest) (*PruneResponse, error)
+	// Returns who changed what: one entry for each call that wrote something, newest first. A call that was refused, that
+	// only validated or that found nothing to change has none. Entries are kept for the time that jobs are kept after their
+	// end. INVALID_ARGUMENT, PAGE_TOKEN_INVALID.
+	ListAuditEntries(context.Context, *ListAuditEntriesRequest) (*ListAuditEntriesResponse, error)
 	mustEmbedUnimplementedServerServiceServer()
 }
 
@@ -1656,6 +1675,9 @@ func (UnimplementedServerServiceServer) GetServerInfo(context.Context, *GetServe
 }
 func (UnimplementedServerServiceServer) Prune(context.Context, *PruneRequest) (*PruneResponse, error) {
 	return nil, status.Errorf(codes.Unimplemented, "method Prune not implemented")
+}
+func (UnimplementedServerServiceServer) ListAuditEntries(context.Context, *ListAuditEntriesRequest) (*ListAuditEntriesResponse, error) {
+	return nil, status.Errorf(codes.Unimplemented, "method ListAuditEntries not implemented")
 }
 func (UnimplementedServerServiceServer) mustEmbedUnimplementedServerServiceServer() {}
 func (UnimplementedServerServiceServer) testEmbeddedByValue()                       {}
@@ -1714,6 +1736,24 @@ func _ServerService_Prune_Handler(srv interface{}, ctx context.Context, dec func
 	return interceptor(ctx, in, info, handler)
 }
 
+func _ServerService_ListAuditEntries_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ListAuditEntriesRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ServerServiceServer).ListAuditEntries(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: ServerService_ListAuditEntries_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ServerServiceServer).ListAuditEntries(ctx, req.(*ListAuditEntriesRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // ServerService_ServiceDesc is the grpc.ServiceDesc for ServerService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -1728,6 +1768,10 @@ var ServerService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Prune",
 			Handler:    _ServerService_Prune_Handler,
+		},
+		{
+			MethodName: "ListAuditEntries",
+			Handler:    _ServerService_ListAuditEntries_Handler,
 		},
 	},
 	Streams:  []grpc.StreamDesc{},

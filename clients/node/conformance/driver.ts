@@ -1,5 +1,7 @@
 /** The conformance driver of the Node client: see clients/conformance.md. */
-import { writeFileSync, writeSync } from "node:fs";
+import { readFileSync, writeFileSync, writeSync } from "node:fs";
+
+import { credentials } from "@grpc/grpc-js";
 
 import { Client, FastlaneError, type LogEvent } from "fastlane-client";
 import { type Job, Source } from "fastlane-client/v1";
@@ -111,7 +113,9 @@ function note(event: LogEvent | undefined): void {
   }
 }
 
-const client = new Client(option("address"));
+const token = option("token_file") && readFileSync(option("token_file"), "utf8").trim();
+const secure = options.has("tls_ca") ? { credentials: credentials.createSsl(readFileSync(option("tls_ca"))) } : {};
+const client = new Client(option("address"), { token, ...secure });
 try {
   process.exitCode = await run(client);
 } catch (error) {

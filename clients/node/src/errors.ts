@@ -15,6 +15,7 @@ export interface Violation {
 const { UNAVAILABLE, DEADLINE_EXCEEDED, CANCELLED, ABORTED, INTERNAL, UNKNOWN } = status;
 /** The codes of interruptions, unless the server has a reason. */
 const PASSING: readonly status[] = [UNAVAILABLE, DEADLINE_EXCEEDED, CANCELLED, ABORTED, INTERNAL, UNKNOWN];
+const TLS_FAILED = /certificate|altnames|SSL routines|EPROTO/;
 const FIRST_PAUSE_MS = 100;
 export const LONGEST_PAUSE_MS = 5_000;
 
@@ -66,7 +67,9 @@ export function errorOf(error: unknown): FastlaneError {
   if (typeof code !== "number") {
     throw error;
   }
-  return new FastlaneError(code, details ?? "", metadata);
+  // The handshake failed, which does not pass by itself.
+  const refused = code === status.UNAVAILABLE && TLS_FAILED.test(details ?? "");
+  return new FastlaneError(refused ? status.UNAUTHENTICATED : code, details ?? "", metadata);
 }
 
 /** A stream that ended like this may be called again. Its request is never too large: without a reason,

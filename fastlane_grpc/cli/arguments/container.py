@@ -27,6 +27,14 @@ def read_tmpfs(text: str) -> api.Tmpfs:
     return api.Tmpfs(path, size_bytes, mode, executable)
 
 
+def read_volume(text: str) -> api.Volume:
+    """Return the volume of NAME:PATH[:ro]. ValueError."""
+    match = re.fullmatch(r"([^:]+):([^:]+)(?::(ro|rw))?", text)
+    if match is None:
+        raise ValueError("must be NAME:PATH or NAME:PATH:ro, as cache:/root/.cache")
+    return api.Volume(match[1], match[2], read_only=match[3] == "ro")
+
+
 def read_ulimit(text: str) -> api.Ulimit:
     """Return the limit of NAME=SOFT[:HARD]. ValueError."""
     match = re.fullmatch(r"([a-z]+)=(-?[0-9]{1,18})(?::(-?[0-9]{1,18}))?", text)

@@ -12,8 +12,8 @@ _ONE_JOB = "jobs cannot reach each other by name"
 _TABLE: Sequence[tuple[str, str]] = (
     # Files.
     (
-        "-v --volume --mount --volumes-from --volume-driver",
-        f"host directories and volumes cannot be mounted; {_ONE_IMAGE}",
+        "-v --mount --volumes-from --volume-driver",
+        f"host directories cannot be mounted; use --volume for a volume that is allowed, or {_ONE_IMAGE}",
     ),
     ("--storage-opt", _BY_OPERATOR),
     # A terminal and standard input.
@@ -69,7 +69,7 @@ _TABLE: Sequence[tuple[str, str]] = (
     ("--userns --pid --ipc --uts --cgroupns --cgroup-parent --sysctl --runtime --isolation", _HOST),
     # Network.
     ("-p --publish -P --publish-all --expose", "ports cannot be published: a job is not a service"),
-    ("--net", "use --network none, or leave it out for the engine's default network"),
+    ("--net", "use --network"),
     ("--network-alias --net-alias --link --link-local-ip --ip --ip6 --mac-address", f"not available: {_ONE_JOB}"),
     ("--dns-opt", "use --dns-option"),
     ("--hostname --domainname", "fixed: the host name is the container's id"),

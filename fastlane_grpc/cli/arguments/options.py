@@ -5,8 +5,10 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
 import click
+from click.core import ParameterSource
 
 from fastlane_grpc import config
+from fastlane_grpc.cli.arguments import contexts
 from fastlane_grpc.cli.arguments.encoding import escaped, is_utf8
 from fastlane_grpc.pools import read_pattern
 from fastlane_grpc.v1 import fastlane_pb2
@@ -168,17 +170,60 @@ FINAL_STATES = [name for name, number in STATES.items() if number >= fastlane_pb
 
 # Under these names of the running command's context, after "fastlane.": how to reach the server, beside its address.
 TLS_OPTIONS = ("tls_ca", "tls_cert", "tls_key")
+# The context that the address is from, or None; and the name that --context has.
+CONTEXT = "fastlane.context"
+_CONTEXT_NAME = "fastlane.context_name"
 
 
 def _keep(ctx: click.Context, param: click.Parameter, value: object) -> None:
-    """Keep an option for `connection`: no command has to pass it on."""
+    """Keep an option for `connection`: no command has to pass it on. With a context, what the command line does not say
+    comes from there."""
+    assert param.name is not None, "options have names"
+    chosen = ctx.meta[CONTEXT]
+    if chosen is not None and ctx.get_parameter_source(param.name) is not ParameterSource.COMMANDLINE:
+        value = getattr(chosen, param.name)
     ctx.meta[f"fastlane.{param.name}"] = value
+
+
+def _keep_context(ctx: click.Context, param: click.Parameter, value: str | None) -> None:
+    ctx.meta[_CONTEXT_NAME] = value
+    _check_one_server(ctx, value)
+
+
+def _address(ctx: click.Context, param: click.Parameter, value: str) -> str:
+    """Return the address of the server, and keep the context that it is from."""
+    source, name = ctx.get_parameter_source("address"), ctx.meta.get(_CONTEXT_NAME)
+    ctx.meta[CONTEXT] = None
+    if source is ParameterSource.COMMANDLINE:
+        _check_one_server(ctx, name)
+        return value
+    if name is None and source is ParameterSource.ENVIRONMENT:
+        return value
+    chosen = contexts.in_force(ctx.obj or {}, name)
+    ctx.meta[CONTEXT] = chosen
+    if chosen is not None:
+        return chosen.address
+    return config.DEFAULT_LISTEN
+
+
+def _check_one_server(ctx: click.Context, name: str | None) -> None:
+    if name is not None and ctx.get_parameter_source("address") is ParameterSource.COMMANDLINE:
+        raise click.UsageError("--address and --context both name a server: use one of them", ctx)
 
 
 def talks_to_server(function: Function) -> Function:
     """Add the address of the server, and how to reach it; see `connection.connected`."""
     for option in reversed(_CONNECTION_OPTIONS):
         function = option(function)
+    # Both before the options that depend on the context.
+    function = click.option(
+        "--context",
+        metavar="NAME",
+        is_eager=True,
+        expose_value=False,
+        callback=_keep_context,
+        help="Server of this name, see `fastlane context`.  [env var: FASTLANE_CONTEXT]",
+    )(function)
     return click.option(
         "-a",
         "--address",
@@ -187,6 +232,8 @@ def talks_to_server(function: Function) -> Function:
         default=config.DEFAULT_LISTEN,
         show_default=True,
         show_envvar=True,
+        is_eager=True,
+        callback=_address,
         help="Address of the server.",
     )(function)
 

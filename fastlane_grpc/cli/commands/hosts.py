@@ -29,7 +29,7 @@ def hosts(ctx: click.Context, /, *, form: str, address: str) -> int:
     environ: Mapping[str, str] = ctx.obj
     if ctx.invoked_subcommand is None:
         return show_hosts(environ, form=form, address=address)
-    for name, flag in (("form", "--output"), ("address", "--address")):
+    for name, flag in (("form", "--output"), ("address", "--address"), ("context", "--context")):
         if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE:
             raise click.UsageError(f"{flag} goes after {ctx.invoked_subcommand}", ctx)
     return 0

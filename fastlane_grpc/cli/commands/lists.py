@@ -317,6 +317,7 @@ def _job_facts(job: pb.Job, now: datetime) -> Iterator[tuple[str, str]]:
     yield "labels", " ".join(f"{name}={shlex.quote(value)}" for name, value in sorted(spec.labels.items()))
     yield "timeout", span(spec.timeout.ToTimedelta()) if spec.HasField("timeout") else ""
     yield "limits", ", ".join(_limits(spec.limits))
+    yield "volumes", ", ".join(_volumes(spec))
     yield "ulimits", " ".join(_ulimits(spec))
     yield "dropped", " ".join(spec.cap_drop)
     yield "tmpfs", ", ".join(_tmpfs(spec))
@@ -340,10 +341,12 @@ def _job_facts(job: pb.Job, now: datetime) -> Iterator[tuple[str, str]]:
     yield "start at", _moment(spec, "start_at", now)
     yield "expires", _moment(spec, "expire_time", now)
     yield "request id", job.request_id
-    yield "caller", job.caller_address
+    yield "caller", ", ".join(filter(None, [job.caller, job.caller_address]))
+    yield "stopped by", job.stop_caller
     yield "enqueued", _moment(job, "create_time", now)
     yield "ended", _moment(job, "end_time", now)
     yield "ran", _ran(job.execution, now).strip("-")
+    yield "used", ", ".join(_used(job.execution))
     yield "executions", str(job.executions or "")
     yield "run", str(job.execution.run) if job.executions > 1 else ""
     yield "attempt", attempts_text(job, job.execution) if job.executions > 1 else ""
@@ -409,6 +412,11 @@ def _tmpfs(spec: pb.JobSpec) -> Iterator[str]:
         yield f"{tmpfs.path}{bytes_text}"
 
 
+def _volumes(spec: pb.JobSpec) -> Iterator[str]:
+    for volume in spec.volumes:
+        yield f"{volume.name} at {volume.path}{', read-only' if volume.read_only else ''}"
+
+
 def _ulimits(spec: pb.JobSpec) -> Iterator[str]:
     for ulimit in spec.ulimits:
         yield f"{ulimit.name}={ulimit.soft}{f':{ulimit.hard}' if ulimit.HasField('hard') else ''}"
@@ -438,6 +446,7 @@ def _execution_facts(execution: pb.Execution, now: datetime) -> Iterator[tuple[s
         if field != "due_time" or execution.times.due_time != execution.times.create_time:
             yield name, _moment(execution.times, field, now)
     yield "ran", _ran(execution, now).strip("-")
+    yield "used", ", ".join(_used(execution))
     for totals in execution.logs:
         missing = f", {size(totals.missing_bytes)} of them missing" if totals.missing_bytes else ""
         yield pb.Source.Name(totals.source).removeprefix("SOURCE_").lower(), f"{size(totals.bytes)}{missing}"
@@ -468,6 +477,18 @@ def _ran(execution: pb.Execution, now: datetime) -> str:
 
 
 _FAILING = {pb.EngineHost.AVAILABILITY_DOWN, pb.EngineHost.AVAILABILITY_CIRCUIT_OPEN}
+
+
+def _used(execution: pb.Execution) -> Iterator[str]:
+    usage = execution.usage
+    if usage.HasField("cpu_time"):
+        yield f"{usage.cpu_time.ToMicroseconds() / 1_000_000:.2f} s of CPU time"
+    if usage.HasField("peak_memory_bytes"):
+        yield f"at most {usage.peak_memory_bytes / (1 << 20):.1f} MiB of memory"
+    if usage.HasField("read_bytes"):
+        yield f"{size(usage.read_bytes)} read"
+    if usage.HasField("written_bytes"):
+        yield f"{size(usage.written_bytes)} written"
 
 
 def _host_note(host: pb.EngineHost) -> str:

@@ -13,7 +13,7 @@ import click
 from click.core import ParameterSource
 
 from fastlane_grpc import client as api
-from fastlane_grpc.cli.arguments.container import read_extra_host, read_tmpfs, read_ulimit, with_container
+from fastlane_grpc.cli.arguments.container import read_extra_host, read_tmpfs, read_ulimit, read_volume, with_container
 from fastlane_grpc.cli.arguments.docker_options import refusal
 from fastlane_grpc.cli.arguments.encoding import is_utf8
 from fastlane_grpc.cli.arguments.env_file import read_env_file
@@ -164,6 +164,13 @@ _JOB_OPTIONS = [
         help="Mount memory at this path, as /tmp or /tmp:size=64m,mode=1777,exec.",
     ),
     click.option(
+        "--volume",
+        "volumes",
+        type=Reads("volume", read_volume),
+        multiple=True,
+        help="Mount a volume that the operator allows, as cache:/cache or cache:/cache:ro.",
+    ),
+    click.option(
         "--ulimit",
         "ulimits",
         type=Reads("limit", read_ulimit),
@@ -177,7 +184,7 @@ _JOB_OPTIONS = [
         metavar="NAME",
         help="Take this capability away, as NET_RAW, or ALL.",
     ),
-    click.option("--network", default="", metavar="NAME", help="`none`: no network."),
+    click.option("--network", default="", metavar="NAME", help="`none`: no network; or one that the operator allows."),
     click.option(
         "--add-host",
         "add_hosts",

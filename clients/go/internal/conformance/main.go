@@ -11,6 +11,8 @@ import (
 	"strings"
 	"time"
 
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	"fastlane.example/fastlane"
@@ -86,7 +88,18 @@ func main() {
 }
 
 func run(operation string, options map[string]string, args []string, told *report) (int, error) {
-	client, err := fastlane.New(options["address"])
+	var dial []grpc.DialOption
+	if options["token_file"] != "" {
+		dial = append(dial, fastlane.WithTokenFile(options["token_file"]))
+	}
+	if options["tls_ca"] != "" {
+		secure, err := credentials.NewClientTLSFromFile(options["tls_ca"], "")
+		if err != nil {
+			return 0, err
+		}
+		dial = append(dial, grpc.WithTransportCredentials(secure))
+	}
+	client, err := fastlane.New(options["address"], dial...)
 	if err != nil {
 		return 0, err
 	}

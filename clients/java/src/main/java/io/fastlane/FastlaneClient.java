@@ -13,19 +13,28 @@ import io.fastlane.v1.StopJobRequest;
 import io.fastlane.v1.StreamExecutionLogsRequest;
 import io.fastlane.v1.StreamJobLogsRequest;
 import io.grpc.CallOptions;
+import io.grpc.Channel;
+import io.grpc.ClientCall;
+import io.grpc.ClientInterceptor;
 import io.grpc.Deadline;
 import io.grpc.Grpc;
 import io.grpc.InsecureChannelCredentials;
 import io.grpc.ManagedChannel;
 import io.grpc.ManagedChannelBuilder;
+import io.grpc.Metadata;
+import io.grpc.MethodDescriptor;
 import io.grpc.Status;
 import io.grpc.StatusRuntimeException;
+import io.grpc.stub.MetadataUtils;
 import java.time.Duration;
 import java.util.UUID;
 import java.util.function.Function;
+import java.util.function.Supplier;
 
 /** A connection to a server. Its methods may be called from any thread. */
 public final class FastlaneClient implements AutoCloseable {
+    private static final Metadata.Key<String> AUTHORIZATION =
+            Metadata.Key.of("authorization", Metadata.ASCII_STRING_MARSHALLER);
     private static final Duration CALL_TIMEOUT = Duration.ofSeconds(30);
 
     private final ManagedChannel channel;
@@ -45,6 +54,21 @@ public final class FastlaneClient implements AutoCloseable {
     private FastlaneClient(ManagedChannel channel, Duration timeout) {
         this.channel = channel;
         this.timeout = timeout;
+    }
+
+    /**
+     * Shows a token with each call, for a server that requires one: {@code builder.intercept(FastlaneClient.token(…))}.
+     * The supplier is asked for each call, and may read a file.
+     */
+    public static ClientInterceptor token(Supplier<String> token) {
+        return new ClientInterceptor() {
+            @Override
+            public <Q, R> ClientCall<Q, R> interceptCall(MethodDescriptor<Q, R> method, CallOptions options, Channel next) {
+                Metadata headers = new Metadata();
+                headers.put(AUTHORIZATION, "Bearer " + token.get().strip());
+                return MetadataUtils.newAttachHeadersInterceptor(headers).interceptCall(method, options, next);
+            }
+        };
     }
 
     /** Returns a client on the same connection, whose calls take this long at most, with their repetitions. */

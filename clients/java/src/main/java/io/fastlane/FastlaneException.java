@@ -15,6 +15,7 @@ import java.util.Map;
 import java.util.Optional;
 import java.util.Set;
 import java.util.concurrent.ThreadLocalRandom;
+import javax.net.ssl.SSLHandshakeException;
 
 /** A call that failed: refused by the server, or interrupted on the way. */
 public final class FastlaneException extends RuntimeException {
@@ -98,9 +99,15 @@ public final class FastlaneException extends RuntimeException {
         String message = status.getDescription() == null ? status.getCode().name() : status.getDescription();
         // gRPC says "io exception", and only its cause that the connection was refused.
         Throwable cause = status.getCause();
+        // A handshake that failed does not pass by itself. What is wrong with a certificate is in its first cause.
+        boolean shaken = !(cause instanceof SSLHandshakeException);
+        while (!shaken && cause.getCause() != null) {
+            cause = cause.getCause();
+        }
         boolean says = cause != null && cause.getMessage() != null && !message.contains(cause.getMessage());
         return new FastlaneException(
-                status.getCode(), says ? message + ": " + cause.getMessage() : message, error, Details.of(error));
+                shaken ? status.getCode() : Status.Code.UNAUTHENTICATED,
+                says ? message + ": " + cause.getMessage() : message, error, Details.of(error));
     }
 
     /** The details that the contract names. */

@@ -16,6 +16,12 @@ import io.fastlane.v1.LogState;
 import io.fastlane.v1.Source;
 import io.fastlane.v1.StreamExecutionLogsRequest;
 import io.fastlane.v1.StreamJobLogsRequest;
+import io.grpc.ChannelCredentials;
+import io.grpc.Grpc;
+import io.grpc.InsecureChannelCredentials;
+import io.grpc.ManagedChannelBuilder;
+import io.grpc.TlsChannelCredentials;
+import java.io.File;
 import java.io.FileDescriptor;
 import java.io.FileOutputStream;
 import java.io.IOException;
@@ -64,7 +70,7 @@ final class Conformance {
 
     private int report(String operation) throws IOException {
         int status = FAILED;
-        try (FastlaneClient client = new FastlaneClient(options.get("address"))) {
+        try (FastlaneClient client = client()) {
             status = run(operation, client);
         } catch (FastlaneException failure) {
             told.put("error", error(failure));
@@ -72,6 +78,18 @@ final class Conformance {
         told.putAll(Map.of("gaps", gaps, "states", states, "executions", executions, "disconnects", disconnects));
         Files.writeString(Path.of(options.get("report")), new GsonBuilder().serializeNulls().create().toJson(told));
         return status;
+    }
+
+    private FastlaneClient client() throws IOException {
+        ChannelCredentials credentials = options.containsKey("tls_ca")
+                ? TlsChannelCredentials.newBuilder().trustManager(new File(options.get("tls_ca"))).build()
+                : InsecureChannelCredentials.create();
+        ManagedChannelBuilder<?> builder = Grpc.newChannelBuilder(options.get("address"), credentials);
+        if (options.containsKey("token_file")) {
+            String token = Files.readString(Path.of(options.get("token_file")));
+            builder.intercept(FastlaneClient.token(() -> token));
+        }
+        return new FastlaneClient(builder);
     }
 
     private static Map<String, Object> error(FastlaneException failure) {

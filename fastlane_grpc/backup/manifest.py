@@ -1,0 +1,61 @@
+"""The contents of a backup, and the file that lists them. That file comes last: a backup without it is not complete."""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from typing import Any, Final
+
+MANIFEST: Final = "backup.json"
+DATABASE: Final = "fastlane.db"
+TOKENS: Final = "tokens.json"
+# A later format may need more than this version knows.
+FORMAT: Final = 1
+MAX_MANIFEST_BYTES: Final = 1 << 16
+
+_UUID = r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}"
+_RECORD = re.compile(rf"logs/\d{{4}}-\d\d-\d\d/{_UUID}/(log|system)")
+
+
+class BackupError(Exception):
+    """A backup could not be taken, read or restored; says which file, why, and what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """A complete backup: which instance it is of, when its database was copied, how many records it has, and their
+    size in bytes."""
+
+    instance: str
+    time: datetime
+    version: str
+    records: int
+    record_bytes: int
+
+    def as_json(self) -> bytes:
+        """Return the contents of the file."""
+        fields: Mapping[str, Any] = asdict(self) | {"time": self.time.isoformat(), "format": FORMAT}
+        return json.dumps(fields, indent=2).encode() + b"\n"
+
+    @classmethod
+    def of_json(cls, text: bytes) -> "Manifest":
+        """Read the contents of the file. BackupError."""
+        try:
+            fields = json.loads(text)
+            form = fields.pop("format")
+            if form != FORMAT:
+                raise BackupError(f"{MANIFEST} has the format {form}, of a newer fastlane; restore it with that one")
+            return cls(**fields | {"time": datetime.fromisoformat(fields["time"])})
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise BackupError(f"{MANIFEST} cannot be read: {error}") from error
+
+
+def is_record(name: str) -> bool:
+    """Return whether a file of a backup is a record, by its name in the backup."""
+    return _RECORD.fullmatch(name) is not None
+
+
+def belongs(name: str) -> bool:
+    """Return whether a backup may hold a file of this name."""
+    return name in {MANIFEST, DATABASE, TOKENS} or is_record(name)

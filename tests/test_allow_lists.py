@@ -1,0 +1,108 @@
+"""Networks and volumes of an engine, which jobs may use as far as the operator allows it."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from uuid import uuid4
+
+import docker
+import grpc
+import pytest
+
+from fastlane_grpc.api.allow_lists import AllowLists
+from fastlane_grpc.app import Server
+from fastlane_grpc.client import Client, InvalidRequest, Volume
+from fastlane_grpc.config import HostSettings, PoolSettings, Settings
+from fastlane_grpc.model import JobSpec
+from fastlane_grpc.model import Volume as ModelVolume
+from fastlane_grpc.v1 import fastlane_pb2 as pb
+from fastlane_grpc.v1 import fastlane_pb2_grpc as pb_grpc
+from tests.reading import outcome, run
+from tests.serving import serving_on
+
+
+@pytest.fixture
+def name(sdk: docker.DockerClient) -> Iterator[str]:
+    """The name of a network and of a volume of the engine."""
+    name = f"fastlane-test-{uuid4().hex[:12]}"
+    network, volume = sdk.networks.create(name, internal=True), sdk.volumes.create(name)
+    yield name
+    network.remove()
+    volume.remove(force=True)
+
+
+@pytest.mark.engine
+@pytest.mark.parametrize("capture", ["recorder", "attach"])
+def test_jobs_use_what_is_allowed_and_nothing_else(
+    tmp_path: Path, sdk: docker.DockerClient, image: str, name: str, capture: str
+) -> None:
+    data_dir, volume = tmp_path / "data", Volume(name, "/kept")
+    settings = {"allow_networks": name, "allow_volumes": name, "capture": capture}
+    with serving_on(sdk, data_dir, **settings) as server, Client(server.address) as client:
+        run(client, image, "sh", "-c", "echo kept >/kept/file", volumes=[volume])
+        log = run(client, image, "sh", "-c", "cat /kept/file", volumes=[volume])
+        assert log.stdout == b"kept\n"
+        log = run(client, image, "touch", "/kept/file", volumes=[Volume(name, "/kept", read_only=True)])
+        assert b"Read-only file system" in log.stderr
+        subnet = sdk.networks.get(name).attrs["IPAM"]["Config"][0]["Subnet"]
+        assert f"\n{subnet} dev eth0" in "\n" + run(client, image, "ip", "route", network=name).stdout.decode()
+        for options in ({"network": "other"}, {"volumes": [Volume("other", "/kept")]}):
+            with pytest.raises(InvalidRequest, match="'other' is not allowed on host 'local'"):
+                client.enqueue("t", image, **options)  # type: ignore[arg-type]
+        client.update_task("t", paused=True)
+        waiting = client.enqueue("t", image, "true", network=name, volumes=[volume], request_id="r")
+    with serving_on(sdk, data_dir, capture=capture) as server, Client(server.address) as client:
+        assert client.enqueue("t", image, "true", network=name, volumes=[volume], request_id="r").id == waiting.id
+        client.update_task("t", paused=False)
+        for _ in client.tail_job(waiting.id):
+            pass
+        refused = client.job(waiting.id).outcome
+    assert refused.reason == pb.REASON_REFUSED_BY_ENGINE
+    assert f"the volume {name!r} and the network {name!r} are not allowed on host 'local' any more" in refused.detail
+
+
+@pytest.mark.engine
+def test_a_network_that_the_engine_does_not_have_is_its_refusal(
+    tmp_path: Path, sdk: docker.DockerClient, image: str
+) -> None:
+    with serving_on(sdk, tmp_path / "data", allow_networks="gone") as server, Client(server.address) as client:
+        ended = outcome(run(client, image, "true", network="gone"))
+    assert (ended.reason, "gone" in ended.detail) == (pb.REASON_REFUSED_BY_ENGINE, True)
+
+
+def test_a_job_may_use_what_every_host_of_its_pool_allows(tmp_path: Path) -> None:
+    hosts = (
+        HostSettings("a", "unix:///a", allow_networks=("builds",), allow_volumes=("cache",)),
+        HostSettings("b", "unix:///b", allow_networks=("builds",)),
+        HostSettings("c", "unix:///c"),
+    )
+    pools = (PoolSettings("big", "build-*", ("a", "b")), PoolSettings("small", "cached", ("a",)))
+    lists = AllowLists(Settings(data_dir=tmp_path, hosts=hosts, pools=pools))
+    spec = JobSpec("i", network="builds", volumes=[ModelVolume("cache", "/c")])
+
+    def refused(task_id: str) -> list[tuple[str, str]]:
+        return [(each.field, each.description.partition(" on ")[2][:8]) for each in lists.violations(task_id, spec)]
+
+    assert refused("cached") == []
+    assert refused("build-1") == [("spec.volumes[0].name", "host 'b'")]
+    assert refused("other") == [("spec.network", "host 'c'"), ("spec.volumes[0].name", "host 'c'")]
+    assert list(lists.violations("other", JobSpec("i", network="none"))) == []
+
+
+async def test_jobs_of_one_batch_use_what_the_hosts_of_their_own_tasks_allow(tmp_path: Path) -> None:
+    hosts = (
+        HostSettings("a", f"unix://{tmp_path}/a", allow_networks=("builds",)),
+        HostSettings("b", f"unix://{tmp_path}/b"),
+    )
+    settings = Settings(
+        data_dir=tmp_path / "data",
+        listen="127.0.0.1:0",
+        http_listen="",
+        hosts=hosts,
+        pools=(PoolSettings("small", "cached", ("a",)),),
+    )
+    spec = pb.JobSpec(image="busybox", network="builds")
+    requests = [pb.EnqueueJobRequest(task_id=task_id, spec=spec) for task_id in ("cached", "other", "cached")]
+    async with Server(settings) as server, grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
+        jobs = pb_grpc.JobServiceStub(channel)
+        answered = await jobs.BatchEnqueueJobs(pb.BatchEnqueueJobsRequest(requests=requests))
+    assert [each.WhichOneof("result") for each in answered.results] == ["enqueued", "rejection", "enqueued"]
