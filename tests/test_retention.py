@@ -527,8 +527,6 @@ import asyncio, os, signal, sys
 from datetime import timedelta
 from pathlib import Path
 from fastlane_grpc.logs import Logs
-from fastlane_grpc.logs import Logs
-from fastlane_grpc.logs.files import DELETE_ENTRIES, LeftOver
 from fastlane_grpc.model import utc_now
 from fastlane_grpc.store import PruneQuery, Store
 from fastlane_grpc.retention import RetentionLimits, Retention
@@ -564,9 +562,13 @@ async def test_killed_in_the_middle_of_it_a_server_leaves_no_file_that_no_row_na
     assert await process.wait() == -signal.SIGKILL
     harness = RetentionHarness(tmp_path)
     known = {str(id) for (id,) in harness.rows("SELECT execution_id FROM executions")}
-    assert {path.parent.name for path in harness.logs.directory.glob("*/*/log")} <= known
+    # What was set aside, as a deletion takes long on a busy machine, is deleted by no row.
+    assert {path.parent.name for path in harness.logs.directory.glob("????-*/*/log")} <= known
     assert len(known) >= 10
     assert (await harness.retention.prune(PruneQuery(datetime.now(UTC)))).count.jobs == len(known)
+    # A deletion that takes long, as on a busy machine, is set aside and goes on in steps.
+    while harness.logs.left_over.step():
+        pass
     assert list(harness.logs.directory.glob("*/*")) == []
     harness.check_kept()
     harness.close()
