@@ -8,7 +8,7 @@ import subprocess
 import tarfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -197,6 +197,8 @@ class EngineHarness:
         self._loop_thread.start()
         self.threads = ThreadPoolExecutor(16, "execution")
         self.retry_seconds = float(SECONDS)
+        # The networks that jobs may use.
+        self.networks: Collection[str] = ()
         self.open()
 
     def open(self) -> None:
@@ -220,7 +222,9 @@ class EngineHarness:
         )
 
     def backend(self, host: str) -> DockerBackend:
-        return DockerBackend(self.engine, instance=self.store.instance, host=host, default_pids=256)
+        return DockerBackend(
+            self.engine, instance=self.store.instance, host=host, default_pids=256, networks=self.networks
+        )
 
     def captures(self, mode: CaptureMode) -> DockerCaptures:
         choice = CaptureChoice(mode, self.directory, instance=self.store.instance, max_log_bytes=self._max_log_bytes)

@@ -57,7 +57,7 @@ def test_jobs_use_what_is_allowed_and_nothing_else(
             pass
         refused = client.job(waiting.id).outcome
     assert refused.reason == pb.REASON_REFUSED_BY_ENGINE
-    assert f"the volume {name!r} and the network {name!r} are not allowed on host 'local' any more" in refused.detail
+    assert f"host 'local' does not allow the volume {name!r} and the network {name!r}" in refused.detail
 
 
 @pytest.mark.engine

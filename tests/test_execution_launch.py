@@ -373,6 +373,9 @@ def test_a_full_disk_of_the_engine_says_nothing_of_the_recorder(small: Small, tm
 def test_a_refusal_that_is_final_says_what_is_wrong_and_is_not_tried_again(
     harness: EngineHarness, more: dict[str, object], words: str
 ) -> None:
+    if "network" in more:
+        harness.networks = [str(more["network"])]
+        harness.reopen()
     execution = harness.run("true", **more)
     assert (execution.state, outcome(execution).reason, outcome(execution).exit_code) == (
         State.FAILED,

@@ -95,7 +95,7 @@ class DockerBackend:
         if refused:
             raise CannotRun(
                 Reason.REFUSED_BY_ENGINE,
-                f"the {' and the '.join(refused)} are not allowed on host {self._host!r} any more: "
+                f"host {self._host!r} does not allow the {' and the '.join(refused)}: "
                 "see allow_networks and allow_volumes",
             )
 
