@@ -336,8 +336,10 @@ def test_a_changed_job_is_read_and_encoded_once_for_all_watchers(tmp_path: Path)
         watchers = [Watcher(WatchRequest(), Encoding(store.instance), reads_all=True) for _ in range(50)]
         for watcher in watchers:
             watcher.start(served.watches)
-        # Without any change there is nothing that they could have passed.
+        # The first look of each is its own. After it, each waits for the hub.
         await eventually(lambda: all(watcher.picture.at_first is not None for watcher in watchers))
+        await eventually(lambda: served.watches.position is not None)
+        await eventually(lambda: all(watch._timer is not None for watch in served.watches._watches))
         store.jobs_read = 0
         ids = [await enqueue(served.store) for _ in range(10)]
         await told(watchers, served.store)
