@@ -104,7 +104,7 @@ def opened_target(target: str, output: BinaryIO) -> Iterator[Target]:
     except FileExistsError as error:
         raise BackupError(f"{error.filename} exists already: name a new directory or tar") from error
     except OSError as error:
-        raise BackupError(f"cannot write {error.filename or target}: {error.strerror}") from error
+        raise BackupError(f"the backup failed at {error.filename or target}: {error.strerror}") from error
 
 
 def files_of(source: str, stream: BinaryIO) -> Iterator[tuple[str, BinaryIO, int]]:
