@@ -1,5 +1,5 @@
-"""Credentials of registries that the operator names: which one a pull uses, where it is read, and what becomes of a pull
-that a real registry refuses."""
+"""Credentials of registries that the operator names: which one a pull uses, where it is read, and what becomes of
+a pull that a real registry refuses."""
 
 import base64
 import json
@@ -76,7 +76,7 @@ def test_the_first_credential_for_the_registry_that_the_task_may_use_is_taken(tm
     ],
 )
 def test_a_table_that_cannot_be_meant_is_refused(tmp_path: Path, text: str, fault: str) -> None:
-    with pytest.raises(ConfigError, match="registries|registry") as refused:
+    with pytest.raises(ConfigError, match=r"registries|registry") as refused:
         settings(tmp_path / "s.toml", text)
     assert fault in str(refused.value)
 
@@ -180,7 +180,7 @@ def test_the_engine_is_told_whose_credential_it_is(tmp_path: Path, registry: str
 
 def test_a_credential_that_cannot_be_used_ends_the_pull(tmp_path: Path) -> None:
     named = RegistryCredentials([registry_with(identity_token_file=tmp_path / "none")])
-    with pytest.raises(CannotRun, match="'ci' is for registry:5000, and the image is in docker.io") as refused:
+    with pytest.raises(CannotRun, match=r"'ci' is for registry:5000, and the image is in docker\.io") as refused:
         credentials_of_job(named, "ci", "t", "docker.io")
     assert refused.value.reason is Reason.IMAGE_DENIED
     with pytest.raises(CannotRun, match="there is no registry credential 'gone'"):

@@ -1,4 +1,4 @@
-"""What jobs may use: networks and volumes of the hosts that their tasks may run on, and credentials of the operator."""
+"""The choice of what jobs may use: networks and volumes of the hosts of their tasks, and credentials of the operator."""
 
 from collections.abc import Iterator
 

@@ -21,8 +21,8 @@ from fastlane_grpc.backend import (
 )
 from fastlane_grpc.capture.attach import OutputStream
 from fastlane_grpc.capture.capture import Capture
-from fastlane_grpc.docker.capture_choice import CaptureChoice
 from fastlane_grpc.config import RegistrySettings
+from fastlane_grpc.docker.capture_choice import CaptureChoice
 from fastlane_grpc.docker.container_body import container_body
 from fastlane_grpc.docker.credentials import credentials_of_job
 from fastlane_grpc.docker.engine import EXECUTION_LABEL, HOST_LABEL, INSTANCE_LABEL, Engine, container_name

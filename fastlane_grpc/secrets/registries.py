@@ -14,7 +14,7 @@ from fastlane_grpc.secrets.source import Unreadable, read_file, read_output
 
 _MAX_BYTES = 65_536
 # The user by which a credential helper says that its secret is an identity token.
-_TOKEN_USER = "<token>"  # noqa: S105
+_TOKEN_USER = "<token>"
 
 
 @dataclass(frozen=True, slots=True)

@@ -93,7 +93,8 @@ def _output(
 
     Raises Unreadable if the command fails.
     """
-    assert process.stdin and process.stdout
+    assert process.stdin
+    assert process.stdout
     # Small enough for the pipe: nobody has to read it.
     with suppress(BrokenPipeError):
         process.stdin.write(stdin)
