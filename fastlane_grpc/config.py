@@ -18,31 +18,24 @@ from typing import Any
 from fastlane_grpc.model import CaptureMode, Mail, Notification, State, Webhook
 from fastlane_grpc.networks import Networks
 from fastlane_grpc.pools import Pool, Pools, read_pattern
-from fastlane_grpc.text.receivers import mail_address_fault, url_fault
+from fastlane_grpc.text.receivers import url_fault
 from fastlane_grpc.text.redaction import DEFAULT, SecretNames, mask_secrets
+from fastlane_grpc.text.values import (
+    DEFAULT_LISTEN,
+    OFF,
+    read_address,
+    read_bytes,
+    read_count,
+    read_duration,
+    read_mail_address,
+)
 
-DEFAULT_LISTEN = "127.0.0.1:7020"
 DEFAULT_HTTP_LISTEN = "127.0.0.1:10000"
 DEFAULT_ENGINE = "unix:///var/run/docker.sock"
-# What is written for a limit that is not to be.
-OFF = "off"
 
 
 class ConfigError(Exception):
     """A setting that cannot be as it is; the message names it and where it stood."""
-
-
-def read_count(text: str) -> int:
-    if not re.fullmatch(r"[0-9]{1,12}", text) or int(text) < 1:
-        raise ValueError("must be a whole number from 1 on")
-    return int(text)
-
-
-def read_bytes(text: str) -> int:
-    match = re.fullmatch(r"([0-9]{1,15})([kmg]?)", text.lower())
-    if match is None or int(match[1]) < 1:
-        raise ValueError("must be a number of bytes, as 1048576, 512k, 64m or 1g")
-    return int(match[1]) << {"": 0, "k": 10, "m": 20, "g": 30}[match[2]]
 
 
 def read_request_bytes(text: str) -> int:
@@ -50,28 +43,6 @@ def read_request_bytes(text: str) -> int:
     if size > 64 << 20:
         raise ValueError("must not be more than 64m")
     return size
-
-
-class TooLong(ValueError):
-    """A duration that is written as one, and beyond any use."""
-
-
-_LONGEST = timedelta(days=99_999)
-
-
-def read_duration(text: str) -> timedelta:
-    match = re.fullmatch(r"(?:0*([0-9]+)d)?(?:0*([0-9]+)h)?(?:0*([0-9]+)m)?(?:0*([0-9]+)s)?", text)
-    if match is None or not text:
-        raise ValueError("must be a duration, as 90s, 30m, 1h30m or 2d")
-    # No number of more digits is less than the limit, in any unit.
-    parts = [int((part or "0")[:11]) for part in match.groups()]
-    total_seconds = sum(part * unit for part, unit in zip(parts, (86_400, 3600, 60, 1), strict=True))
-    if total_seconds > _LONGEST.total_seconds():
-        raise TooLong(f"is too long; at most {_LONGEST.days}d are allowed")
-    duration = timedelta(seconds=total_seconds)
-    if not duration:
-        raise ValueError("must be longer than 0")
-    return duration
 
 
 def read_keeping(text: str) -> timedelta | None:
@@ -90,16 +61,6 @@ def read_bytes_or_off(text: str) -> int:
         return read_bytes(text)
     except ValueError as error:
         raise ValueError(f"{error}; or {OFF}") from None
-
-
-def read_address(text: str) -> str:
-    scheme, has_scheme, _ = text.partition("://")
-    if has_scheme:
-        raise ValueError(f"must be HOST:PORT, without {scheme}://")
-    host, colon, port = text.rpartition(":")
-    if not colon or not host or not port.isascii() or not port.isdigit() or int(port) > 65_535:
-        raise ValueError("must be HOST:PORT, as 127.0.0.1:7020; port 0 takes a free one")
-    return text
 
 
 def read_address_or_off(text: str) -> str:
@@ -211,24 +172,12 @@ def read_url(text: str) -> str:
     return text.rstrip("/")
 
 
-def read_webhook_url(text: str) -> str:
-    if fault := url_fault(text):
-        raise ValueError(fault)
-    return text
-
-
 def read_urls(text: str) -> Sequence[str]:
     urls = tuple(url.strip() for url in text.split(","))
     for url in urls:
         if fault := url_fault(url):
             raise ValueError(f"one of its URLs, separated by commas, {fault}")
     return urls
-
-
-def read_mail_address(text: str) -> str:
-    if fault := mail_address_fault(text):
-        raise ValueError(fault)
-    return text
 
 
 def read_mail_addresses(text: str) -> Sequence[str]:

@@ -462,6 +462,13 @@ def test_version_is_there_in_a_moment_as_it_loads_neither_grpc_nor_settings() ->
     }
 
 
+def test_a_command_that_asks_a_server_loads_nothing_that_serves() -> None:
+    code = "import sys, fastlane_grpc.cli.commands.run; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True).stdout.split()
+    assert "fastlane_grpc.client" in loaded
+    assert not {"fastlane_grpc.config", "fastlane_grpc.model", "fastlane_grpc.store", "docker", "sqlite3"} & {*loaded}
+
+
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_completion_prints_a_script_by_which_the_shell_asks_fastlane(shell: str) -> None:
     printed = fastlane(None, "completion", shell)
