@@ -258,6 +258,26 @@ def read_switch(text: str) -> bool:
     return text.lower() == "true"
 
 
+def read_log_destination(text: str) -> str | None:
+    """Return the path, or `-` for stderr; None: off."""
+    if text.lower() == OFF:
+        return None
+    return text if text == "-" else str(read_path(text))
+
+
+def read_slow_call(text: str) -> timedelta | None:
+    if text.lower() == OFF:
+        return None
+    if match := re.fullmatch(r"0*([0-9]{1,9})ms", text):
+        if not int(match[1]):
+            raise ValueError("must be longer than 0")
+        return timedelta(milliseconds=int(match[1]))
+    try:
+        return read_duration(text)
+    except ValueError as error:
+        raise ValueError(f"{error}; or milliseconds, as 500ms; or {OFF}") from None
+
+
 def read_auth(text: str) -> str:
     if text.lower() not in {"tokens", OFF}:
         raise ValueError(f"must be tokens or {OFF}")
@@ -316,6 +336,8 @@ _KINDS: Mapping[Callable[[str], object], str] = {
     read_auth: "MODE",
     read_switch: SWITCH,
     read_public: "NAMES",
+    read_log_destination: "PATH",
+    read_slow_call: "DURATION",
 }
 
 
@@ -442,6 +464,14 @@ class Settings:
         lambda: ("health",),
         read_public,
         "what needs no token, separated by commas: health, metrics, reflection; or off",
+    )
+    access_log: str | None = setting(
+        lambda: None, read_log_destination, "file of the access log, a line of JSON for each call; - is stderr; or off"
+    )
+    slow_call: timedelta | None = setting(
+        lambda: None,
+        read_slow_call,
+        "time from which on the server's log tells of a call that took it, as 500ms; or off",
     )
     engine: str = setting(lambda: default_engine(os.environ), read_engine, _ADDRESS)
     capture: CaptureMode = setting(
@@ -889,7 +919,8 @@ def _counted(count: int, units: tuple[tuple[str, int], ...]) -> str:
 
 
 def _duration_text(duration: timedelta) -> str:
-    return _counted(int(duration.total_seconds()), (("d", 86_400), ("h", 3600), ("m", 60), ("s", 1)))
+    milliseconds = duration // timedelta(milliseconds=1)
+    return _counted(milliseconds, (("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1000), ("ms", 1)))
 
 
 def _text(each: "Field[Any]", value: Any) -> str:
