@@ -720,13 +720,22 @@ def as_json(in_force: InForce) -> str:
     told: dict[str, object] = {}
     for each in SETTINGS:
         told[each.name] = {"value": _written(in_force, each), "origin": in_force.origin(each.name)}
-    told["hosts"] = [
+    return json.dumps(told | _tables(settings), indent=2)
+
+
+def shown_settings(settings: Settings) -> Mapping[str, object]:
+    """Return all settings as they are shown: without passwords."""
+    return {each.name: _plain(each, getattr(settings, each.name)) for each in SETTINGS} | _tables(settings)
+
+
+def _tables(settings: Settings) -> dict[str, object]:
+    hosts = [
         {each.name: _plain(each, getattr(host, each.name)) for each in fields(HostSettings)} for host in settings.hosts
     ]
-    told["pools"] = [
+    pools = [
         {each.name: _plain(each, getattr(pool, each.name)) for each in fields(PoolSettings)} for pool in settings.pools
     ]
-    return json.dumps(told, indent=2)
+    return {"hosts": hosts, "pools": pools}
 
 
 def default_data_dir(environ: Mapping[str, str]) -> Path:
