@@ -788,7 +788,11 @@ def shown_settings(settings: Settings) -> Mapping[str, object]:
 
 
 def _tables(settings: Settings) -> dict[str, object]:
-    kinds = {"hosts": settings.hosts, "pools": settings.pools, "registries": settings.registries}
+    kinds: Mapping[str, Sequence[Any]] = {
+        "hosts": settings.hosts,
+        "pools": settings.pools,
+        "registries": settings.registries,
+    }
     return {
         kind: [{each.name: _plain(each, getattr(table, each.name)) for each in fields(table)} for table in tables]
         for kind, tables in kinds.items()
