@@ -10,6 +10,7 @@ from typing import Any, Protocol, TypeVar
 
 from fastlane_grpc.api import validation
 from fastlane_grpc.api.allow_lists import AllowLists
+from fastlane_grpc.api.inputs import Inputs, Upload
 from fastlane_grpc.api.job_filters import (
     RetriedJobs,
     RetryJobsRequest,
@@ -168,6 +169,7 @@ class Service:
         retention: Retention,
         settings: Settings,
         watches: WatchHub,
+        inputs: Inputs,
         receivers: Receivers = NO_RECEIVERS,
     ) -> None:
         """`receivers`: what notifications can be sent to."""
@@ -178,6 +180,7 @@ class Service:
         self._capacity = capacity
         self._retention = retention
         self._watches = watches
+        self._inputs = inputs
         self._receivers = receivers
         self._allow_lists = AllowLists(settings)
         self.job_watches = JobWatches()
@@ -202,6 +205,8 @@ class Service:
         `conversion_violations` are the violations found while the request was converted."""
         self._check_serving()
         refusal = self.check(request, conversion_violations)
+        if request.spec.inputs:
+            request, refusal = await self.with_inputs(request, refusal)
         if request.validate_only:
             if refusal:
                 raise refusal
@@ -224,6 +229,22 @@ class Service:
         validation.raise_if_invalid(chain(conversion_violations, violations, of_notifications))
         never_starts = self._never_starts(request.task_id, request.spec, now)
         return InvalidRequest(never_starts) if never_starts else None
+
+    async def with_inputs(
+        self, request: EnqueueRequest, refusal: InvalidRequest | None
+    ) -> tuple[EnqueueRequest, InvalidRequest | None]:
+        """Store the contents of a checked request's inputs. Return the request with their sizes, and the refusal of the
+        job if its request_id is new. DiskFull."""
+        spec, violations = await self._inputs.stored(request.spec, validate_only=request.validate_only)
+        if violations:
+            refusal = InvalidRequest([*(refusal.violations if refusal else ()), *violations])
+        return replace(request, spec=spec), refusal
+
+    async def upload_input(self, upload: Upload) -> tuple[int, bool]:
+        """Store a part of a content. Return how many bytes of it are stored, and whether it is complete."""
+        self._check_serving()
+        received = await self._inputs.upload(upload)
+        return received, received == upload.size_bytes
 
     def _never_starts(self, task_id: str, spec: JobSpec, now: datetime) -> list[Violation]:
         """Return the violations of a job that could never start, as time or settings are now."""
@@ -345,10 +366,14 @@ class Service:
             )
         )
         never_starts = self._never_starts(request.task_id, request.spec, now)
+        spec = request.spec
+        if spec.inputs:
+            spec, missing = await self._inputs.stored(spec, validate_only=False)
+            never_starts += missing
         job, created = await self._store.replace_job(
             request.job_id,
             task_id=request.task_id,
-            spec=request.spec,
+            spec=spec,
             etag=request.etag,
             caller_address=request.caller_address,
             refusal=InvalidRequest(never_starts) if never_starts else None,

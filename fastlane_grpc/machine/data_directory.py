@@ -14,7 +14,7 @@ NETWORK = {"9p", "afs", "ceph", "cifs", "fuse.sshfs", "glusterfs", "lustre", "nc
 # Each of the first names proves a data directory. Without them, a data directory holds only the other names: its first
 # start failed, or its database was lost.
 _PROOFS = {"fastlane.db", "fastlane.db-wal", "serving"}
-_OURS = {"tokens.json", "tokens.new", "lock", "logs", "recorder", "fastlane.db-shm"}
+_OURS = {"tokens.json", "tokens.new", "lock", "inputs", "logs", "recorder", "fastlane.db-shm"}
 # With less free room a disk is full: most writes fail there.
 _FULL_BYTES = 1 << 20
 
