@@ -569,6 +569,7 @@ def _host(configured: HostSettings, store: Store, settings: Settings, supervisor
         default_pids=settings.default_pids,
         networks=configured.allow_networks,
         volumes=configured.allow_volumes,
+        registries=settings.registries,
     )
     choice = CaptureChoice(
         configured.capture,

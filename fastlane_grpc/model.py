@@ -414,6 +414,7 @@ class JobSpec:
     cap_drop: Sequence[str] = ()
     volumes: Sequence[Volume] = ()
     inputs: Sequence[Input] = ()
+    registry_credential: str = ""
 
     @property
     def starts_at_once(self) -> bool:

@@ -289,6 +289,7 @@ def _read_spec(spec: pb.JobSpec, violations: list[Violation]) -> JobSpec:
         cap_drop=tuple(spec.cap_drop),
         volumes=container_converters.read_volumes(spec.volumes) if spec.volumes else (),
         inputs=container_converters.read_inputs(spec.inputs) if spec.inputs else (),
+        registry_credential=spec.registry_credential,
     )
 
 
@@ -389,6 +390,7 @@ def _write_spec(message: pb.JobSpec, value: JobSpec) -> None:
         message.timeout.FromTimedelta(value.timeout)
     message.pull_policy = pb.JobSpec.PullPolicy.ValueType(value.pull_policy)
     message.network = value.network
+    message.registry_credential = value.registry_credential
     message.read_only_root = value.read_only_root
     message.stop_signal = value.stop_signal
     if value.stop_grace is not None:

@@ -9,6 +9,7 @@ from datetime import datetime, timedelta
 from itertools import islice
 
 from fastlane_grpc.api.container_validation import (
+    credential_violations,
     inputs_violations,
     limits_violations,
     network_violations,
@@ -90,6 +91,8 @@ def enqueue_violations(
         yield from options_violations(spec)
     if spec.inputs:
         yield from inputs_violations(spec)
+    if spec.registry_credential:
+        yield from credential_violations(spec.registry_credential)
     if spec.timeout is not None and not timedelta(milliseconds=1) <= spec.timeout <= max_timeout:
         yield Violation("spec.timeout", f"must be from 1 ms to {_seconds(max_timeout)}, the server's max_timeout")
     if spec.stop_grace is not None:
