@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, Self
 import structlog
 import uvloop
 
-from fastlane_grpc.api import Receivers, Service, payload
+from fastlane_grpc.api import Inputs, Receivers, Service, payload
 from fastlane_grpc.backoff import Backoff
 from fastlane_grpc.call_log import CallLog
 from fastlane_grpc.config import HostSettings, Settings
@@ -26,6 +26,7 @@ from fastlane_grpc.docker import CaptureChoice, DockerBackend, DockerCaptures, E
 from fastlane_grpc.errors import CannotServe, ServerFailed, StoreFailed
 from fastlane_grpc.execution import BackendRunner, Host, RemovedHostRunner, Step, Sweeper
 from fastlane_grpc.http.limits import HttpLimits
+from fastlane_grpc.inputs import InputFiles
 from fastlane_grpc.logs import Logs, Tails
 from fastlane_grpc.machine.address import is_loopback
 from fastlane_grpc.machine.data_directory import claimed, disk_bytes
@@ -105,6 +106,7 @@ class Server:
 
     settings: Settings
     store: Store
+    input_files: InputFiles
     logs: Logs
     tails: Tails
     watches: WatchHub
@@ -194,6 +196,7 @@ class Server:
         self.open_access(parts)
         self.open_call_log(parts)
         self.open_store(parts)
+        self.open_inputs(parts)
         self.open_logs(parts)
         self.open_tails(parts)
         self.open_watches(parts)
@@ -265,6 +268,10 @@ class Server:
         parts.callback(self.store.close, _CLOSE_SECONDS)
         self.listeners += self.store.commit_listeners
 
+    def open_inputs(self, parts: AsyncExitStack) -> None:
+        """Find the contents of inputs, which calls store and executions read."""
+        self.input_files = InputFiles(self.settings.data_dir / "inputs")
+
     def open_logs(self, parts: AsyncExitStack) -> None:
         """Open the files of logs and the system lines, which the threads of executions write."""
         self.logs = Logs(self.settings.data_dir / "logs")
@@ -300,6 +307,7 @@ class Server:
                 host,
                 default_timeout=settings.default_timeout,
                 step=self.step,
+                inputs=self.input_files,
             )
             for host in self.hosts
         ]
@@ -340,7 +348,7 @@ class Server:
 
     def open_retention(self, parts: AsyncExitStack) -> None:
         """Run retention until the server stops. A call that prunes then ends with ServerStopping."""
-        self.retention = Retention(self.store, self.logs, _limits(self.settings))
+        self.retention = Retention(self.store, self.logs, _limits(self.settings), inputs=self.input_files)
         parts.callback(self.retention.close)
         self.listeners.append(self.retention.on_change)
         self.run(parts, "retention", self.retention.run, restart=True)
@@ -377,6 +385,8 @@ class Server:
 
     async def open_rpc(self, parts: AsyncExitStack) -> None:
         """Serve the calls over gRPC."""
+        inputs = Inputs(self.input_files, self.settings)
+        parts.callback(inputs.close)
         self.service = Service(
             self.store,
             self.tails,
@@ -384,6 +394,7 @@ class Server:
             self.retention,
             self.settings,
             self.watches,
+            inputs,
             Receivers(
                 has_mail=bool(self.settings.smtp_host),
                 has_key=self.signing_keys.has,

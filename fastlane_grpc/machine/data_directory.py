@@ -18,7 +18,7 @@ _PROOFS = {"fastlane.db", "fastlane.db-wal", "serving"}
 DEBUG_DUMP = "debug-dump.json"
 DEBUG_STACKS = "debug-stacks"
 _OURS = {
-    *("tokens.json", "tokens.new", "lock", "logs", "recorder", "fastlane.db-shm"),
+    *("tokens.json", "tokens.new", "lock", "inputs", "logs", "recorder", "fastlane.db-shm"),
     *(DEBUG_DUMP, "debug-dump.new", DEBUG_STACKS),
 }
 # With less free room a disk is full: most writes fail there.

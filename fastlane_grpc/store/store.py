@@ -2,7 +2,7 @@
 changes nothing."""
 
 import asyncio
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Sequence, Set
 from contextlib import closing
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -966,6 +966,10 @@ class Store:
     def retention_totals(self) -> Pending[RetentionTotals]:
         """Return the earliest ends of what is kept, and what the logs take on the disk."""
         return self._readers.read(pruning.retention_totals)
+
+    def inputs_in_use(self, checksums: Collection[str]) -> Pending[Set[str]]:
+        """Return those of the checksums that jobs name in their inputs."""
+        return self._readers.read(lambda db: pruning.inputs_in_use(db, checksums))
 
     def oldest(
         self, query: PruneQuery, *, after: PruneCursor = PruneQuery.START, limit: int
