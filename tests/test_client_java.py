@@ -51,7 +51,9 @@ def test_the_java_client_and_its_example_are_short() -> None:
 
 def lines_of_code(path: Path) -> int:
     text = re.sub(r"/\*\*.*?\*/", "", path.read_text(), flags=re.DOTALL)
-    return sum(not re.fullmatch(r"\s*(|[\]})]+[;,]?|//.*|package .*|import .*|@Override)", line) for line in text.splitlines())
+    return sum(
+        not re.fullmatch(r"\s*(|[\]})]+[;,]?|//.*|package .*|import .*|@Override)", line) for line in text.splitlines()
+    )
 
 
 def test_the_program_in_the_java_readme_works_when_it_is_pasted(
