@@ -5,7 +5,7 @@ import asyncio
 import weakref
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
-from typing import Self, TypeVar, Unpack
+from typing import BinaryIO, Self, TypeVar, Unpack
 
 import grpc
 
@@ -14,6 +14,7 @@ from fastlane_grpc.client.async_tail import AsyncTail
 from fastlane_grpc.client.async_watch import AsyncWatch
 from fastlane_grpc.client.batches import EnqueueResult, batches, halves, is_repeatable, is_too_large, results
 from fastlane_grpc.client.errors import Error, error_of
+from fastlane_grpc.client.inputs import Parts
 from fastlane_grpc.client.policies import Cron, Duration, Mail, Webhook
 from fastlane_grpc.client.progress import Progress
 from fastlane_grpc.client.requests import (
@@ -159,6 +160,15 @@ class AsyncClient:
         """The next ticks of a schedule, `count` of them (10), after `from_time` (now), and the schedule in words."""
         request = requests.preview_schedule(cron, count, from_time)
         return await self._call(self._jobs.PreviewSchedule, request)
+
+    async def upload(self, content: BinaryIO) -> str:
+        """Stores a content for inputs of jobs, and returns its SHA-256 for `Input`. What the server has is not sent
+        again, so that an upload which was cut goes on. `content` is read twice, by a thread. An empty one cannot be
+        stored."""
+        parts = await asyncio.to_thread(Parts, content)
+        while not parts.note(await self._call(self._jobs.UploadInput, await asyncio.to_thread(parts.next))):
+            pass
+        return parts.sha256
 
     async def stop_many(
         self,

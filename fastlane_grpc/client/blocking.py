@@ -7,13 +7,14 @@ import time
 import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
-from typing import Self, TypeVar, Unpack
+from typing import BinaryIO, Self, TypeVar, Unpack
 
 import grpc
 
 from fastlane_grpc.client import channel, requests
 from fastlane_grpc.client.batches import EnqueueResult, batches, halves, is_repeatable, is_too_large, results
 from fastlane_grpc.client.errors import Error, error_of
+from fastlane_grpc.client.inputs import Parts
 from fastlane_grpc.client.policies import Cron, Duration, Mail, Webhook
 from fastlane_grpc.client.progress import Progress
 from fastlane_grpc.client.requests import (
@@ -166,6 +167,14 @@ class Client:
         """The next ticks of a schedule, `count` of them (10), after `from_time` (now), and the schedule in words."""
         request = requests.preview_schedule(cron, count, from_time)
         return self._call(self._jobs.PreviewSchedule, request)
+
+    def upload(self, content: BinaryIO) -> str:
+        """Stores a content for inputs of jobs, and returns its SHA-256 for `Input`. What the server has is not sent
+        again, so that an upload which was cut goes on. `content` is read twice. An empty one cannot be stored."""
+        parts = Parts(content)
+        while not parts.note(self._call(self._jobs.UploadInput, parts.next())):
+            pass
+        return parts.sha256
 
     def stop_many(
         self,
