@@ -1,7 +1,7 @@
 """The health of a server for programs of its own machine: a socket in its data directory, which needs no TLS and no
 token.
 
-Whoever can use the directory may ask. The event loop answers, so a server that hangs does not."""
+Each user of the directory may ask. The event loop answers, so a server that hangs does not."""
 
 import asyncio
 import json
