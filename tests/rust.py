@@ -53,8 +53,8 @@ def target() -> Iterator[Path]:
 def environment() -> Mapping[str, str]:
     """The environment of cargo. The directory is of one compiler and of one set of libraries: it never grows old."""
     checks = {"RUSTFLAGS": "-D warnings", "CARGO_PROFILE_DEV_DEBUG": "false"}
-    # What checks the own code is its compiler, too: it warns of more, and the libraries are compiled once. Debian's Rust
-    # comes without it.
+    # What checks the own code is its compiler, too: it warns of more, and the libraries are compiled once.
+    # Debian's Rust comes without it.
     if shutil.which("clippy-driver", path=PATH):
         checks["RUSTC_WORKSPACE_WRAPPER"] = "clippy-driver"
     environ = os.environ | checks | {"PATH": PATH, "CARGO_TERM_COLOR": "never"}
