@@ -16,6 +16,7 @@ import uvloop
 
 from fastlane_grpc.api import Receivers, Service, payload
 from fastlane_grpc.backoff import Backoff
+from fastlane_grpc.call_log import CallLog
 from fastlane_grpc.config import HostSettings, Settings
 from fastlane_grpc.counts import Counts
 from fastlane_grpc.dispatcher import LONGEST_SLEEP_SECONDS, Dispatcher
@@ -110,6 +111,8 @@ class Server:
     certificates: Certificates | None = None
     # The tokens in force; None: anybody may do anything.
     access: Access | None = None
+    # Where calls are logged; None: nowhere.
+    call_log: CallLog | None = None
 
     def __init__(
         self,
@@ -178,6 +181,7 @@ class Server:
         self.open_certificates(parts)
         self.open_data_dir(parts)
         self.open_access(parts)
+        self.open_call_log(parts)
         self.open_store(parts)
         self.open_logs(parts)
         self.open_tails(parts)
@@ -215,6 +219,14 @@ class Server:
         except TokensUnusable as error:
             raise CannotServe(str(error)) from error
         self.run(parts, "tokens", self.access.watch, restart=True)
+
+    def open_call_log(self, parts: AsyncExitStack) -> None:
+        """Open the access log and the slow-call log, if one is on. Closed after the last call."""
+        settings = self.settings
+        if settings.access_log or settings.slow_call:
+            slow_seconds = settings.slow_call.total_seconds() if settings.slow_call else None
+            self.call_log = CallLog(settings.access_log, slow_seconds=slow_seconds, supervisor=self.supervisor)
+            parts.callback(self.call_log.close)
 
     def open_store(self, parts: AsyncExitStack) -> None:
         """Open the store, which is closed after all parts that write. Closing has a time limit."""
@@ -364,6 +376,7 @@ class Server:
             counts=self.counts,
             certificates=self.certificates,
             access=self.access,
+            call_log=self.call_log,
         )
         parts.push_async_callback(self.rpc.stop)
         self.rpc.listen()
@@ -396,6 +409,7 @@ class Server:
             counts=self.counts,
             certificates=self.certificates,
             access=self.access,
+            call_log=self.call_log,
             supervisor=self.supervisor,
         )
         parts.push_async_callback(self.http.stop)
@@ -544,6 +558,7 @@ def _host(configured: HostSettings, store: Store, settings: Settings, supervisor
         default_pids=settings.default_pids,
         networks=configured.allow_networks,
         volumes=configured.allow_volumes,
+        registries=settings.registries,
     )
     choice = CaptureChoice(
         configured.capture,

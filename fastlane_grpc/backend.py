@@ -234,8 +234,10 @@ class Backend(Protocol):
     def image(self, name: str) -> Image | None:
         """Resolve an image; None if the host does not have it. Raises CannotRun if this is no name of an image."""
 
-    def pull(self, name: str, *, on_line: Callable[[str], None], on_end: Callable[[Exception | None], None]) -> Pull:
-        """Pull an image in the background, and return at once.
+    def pull(
+        self, assignment: Assignment, *, on_line: Callable[[str], None], on_end: Callable[[Exception | None], None]
+    ) -> Pull:
+        """Pull the image of a job in the background, and return at once.
 
         `on_line` is called with reports of progress, `on_end` once with CannotRun, PullFailed, BackendDown or None.
         """

@@ -18,31 +18,25 @@ from typing import Any
 from fastlane_grpc.model import CaptureMode, Mail, Notification, State, Webhook
 from fastlane_grpc.networks import Networks
 from fastlane_grpc.pools import Pool, Pools, read_pattern
-from fastlane_grpc.text.receivers import mail_address_fault, url_fault
+from fastlane_grpc.text.receivers import url_fault
 from fastlane_grpc.text.redaction import DEFAULT, SecretNames, mask_secrets
+from fastlane_grpc.text.shell_words import split_command
+from fastlane_grpc.text.values import (
+    DEFAULT_LISTEN,
+    OFF,
+    read_address,
+    read_bytes,
+    read_count,
+    read_duration,
+    read_mail_address,
+)
 
-DEFAULT_LISTEN = "127.0.0.1:7020"
 DEFAULT_HTTP_LISTEN = "127.0.0.1:10000"
 DEFAULT_ENGINE = "unix:///var/run/docker.sock"
-# What is written for a limit that is not to be.
-OFF = "off"
 
 
 class ConfigError(Exception):
     """A setting that cannot be as it is; the message names it and where it stood."""
-
-
-def read_count(text: str) -> int:
-    if not re.fullmatch(r"[0-9]{1,12}", text) or int(text) < 1:
-        raise ValueError("must be a whole number from 1 on")
-    return int(text)
-
-
-def read_bytes(text: str) -> int:
-    match = re.fullmatch(r"([0-9]{1,15})([kmg]?)", text.lower())
-    if match is None or int(match[1]) < 1:
-        raise ValueError("must be a number of bytes, as 1048576, 512k, 64m or 1g")
-    return int(match[1]) << {"": 0, "k": 10, "m": 20, "g": 30}[match[2]]
 
 
 def read_request_bytes(text: str) -> int:
@@ -50,28 +44,6 @@ def read_request_bytes(text: str) -> int:
     if size > 64 << 20:
         raise ValueError("must not be more than 64m")
     return size
-
-
-class TooLong(ValueError):
-    """A duration that is written as one, and beyond any use."""
-
-
-_LONGEST = timedelta(days=99_999)
-
-
-def read_duration(text: str) -> timedelta:
-    match = re.fullmatch(r"(?:0*([0-9]+)d)?(?:0*([0-9]+)h)?(?:0*([0-9]+)m)?(?:0*([0-9]+)s)?", text)
-    if match is None or not text:
-        raise ValueError("must be a duration, as 90s, 30m, 1h30m or 2d")
-    # No number of more digits is less than the limit, in any unit.
-    parts = [int((part or "0")[:11]) for part in match.groups()]
-    total_seconds = sum(part * unit for part, unit in zip(parts, (86_400, 3600, 60, 1), strict=True))
-    if total_seconds > _LONGEST.total_seconds():
-        raise TooLong(f"is too long; at most {_LONGEST.days}d are allowed")
-    duration = timedelta(seconds=total_seconds)
-    if not duration:
-        raise ValueError("must be longer than 0")
-    return duration
 
 
 def read_keeping(text: str) -> timedelta | None:
@@ -90,16 +62,6 @@ def read_bytes_or_off(text: str) -> int:
         return read_bytes(text)
     except ValueError as error:
         raise ValueError(f"{error}; or {OFF}") from None
-
-
-def read_address(text: str) -> str:
-    scheme, has_scheme, _ = text.partition("://")
-    if has_scheme:
-        raise ValueError(f"must be HOST:PORT, without {scheme}://")
-    host, colon, port = text.rpartition(":")
-    if not colon or not host or not port.isascii() or not port.isdigit() or int(port) > 65_535:
-        raise ValueError("must be HOST:PORT, as 127.0.0.1:7020; port 0 takes a free one")
-    return text
 
 
 def read_address_or_off(text: str) -> str:
@@ -140,6 +102,28 @@ def read_engine_names(text: str) -> Sequence[str]:
         if not is_engine_name(name) or name == "none":
             raise ValueError(f"has {name!r}, which jobs cannot be given; must be names, as builds,cache")
     return names
+
+
+def is_credential_name(text: str) -> bool:
+    return re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", text) is not None
+
+
+def read_credential_name(text: str) -> str:
+    if not is_credential_name(text):
+        raise ValueError("must be 1 to 64 of A-Z a-z 0-9 . _ - and begin with a letter or a digit")
+    return text
+
+
+def read_registry(text: str) -> str:
+    if not re.fullmatch(r"(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za-z0-9])?)(:[0-9]{1,5})?", text):
+        raise ValueError("must be the name of a registry, as docker.io or registry.example.org:5000")
+    return text
+
+
+def read_command(text: str) -> str:
+    if not split_command(text):
+        raise ValueError("must be a command")
+    return text
 
 
 _NAME = r"[^\s/@:\[\]-][^\s/@:\[\]]*"
@@ -211,24 +195,12 @@ def read_url(text: str) -> str:
     return text.rstrip("/")
 
 
-def read_webhook_url(text: str) -> str:
-    if fault := url_fault(text):
-        raise ValueError(fault)
-    return text
-
-
 def read_urls(text: str) -> Sequence[str]:
     urls = tuple(url.strip() for url in text.split(","))
     for url in urls:
         if fault := url_fault(url):
             raise ValueError(f"one of its URLs, separated by commas, {fault}")
     return urls
-
-
-def read_mail_address(text: str) -> str:
-    if fault := mail_address_fault(text):
-        raise ValueError(fault)
-    return text
 
 
 def read_mail_addresses(text: str) -> Sequence[str]:
@@ -286,6 +258,26 @@ def read_switch(text: str) -> bool:
     return text.lower() == "true"
 
 
+def read_log_destination(text: str) -> str | None:
+    """Return the path, or `-` for stderr; None: off."""
+    if text.lower() == OFF:
+        return None
+    return text if text == "-" else str(read_path(text))
+
+
+def read_slow_call(text: str) -> timedelta | None:
+    if text.lower() == OFF:
+        return None
+    if match := re.fullmatch(r"0*([0-9]{1,9})ms", text):
+        if not int(match[1]):
+            raise ValueError("must be longer than 0")
+        return timedelta(milliseconds=int(match[1]))
+    try:
+        return read_duration(text)
+    except ValueError as error:
+        raise ValueError(f"{error}; or milliseconds, as 500ms; or {OFF}") from None
+
+
 def read_auth(text: str) -> str:
     if text.lower() not in {"tokens", OFF}:
         raise ValueError(f"must be tokens or {OFF}")
@@ -324,6 +316,9 @@ _KINDS: Mapping[Callable[[str], object], str] = {
     read_host_name: "NAME",
     read_pattern: "PATTERN",
     read_host_names: "NAMES",
+    read_credential_name: "NAME",
+    read_registry: "REGISTRY",
+    read_command: "COMMAND",
     read_engine_names: "NAMES",
     read_secret_names: "NAMES",
     read_retries: "NUMBER",
@@ -341,6 +336,8 @@ _KINDS: Mapping[Callable[[str], object], str] = {
     read_auth: "MODE",
     read_switch: SWITCH,
     read_public: "NAMES",
+    read_log_destination: "PATH",
+    read_slow_call: "DURATION",
 }
 
 
@@ -400,6 +397,30 @@ class PoolSettings:
     hosts: Sequence[str] = setting(_is_missing, read_host_names, "names of the pool's hosts, separated by commas")
 
 
+_TASKS = (
+    "names of the tasks whose jobs may use it, separated by commas, as mail-*,report-?; * is any characters, ? is one"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class RegistrySettings:
+    """A credential for a registry; values are checked. It has one of password_file, identity_token_file and command."""
+
+    name: str = setting(_is_missing, read_credential_name, "name of the credential, by which jobs may ask for it")
+    server: str = setting(
+        _is_missing, read_registry, "registry, as in names of images: docker.io, registry.example.org:5000"
+    )
+    tasks: str = setting(lambda: "*", read_pattern, _TASKS)
+    username: str = setting(lambda: "", read_user_name, "user at the registry")
+    password_file: Path | None = setting(lambda: None, read_path, "file of the password of username")
+    identity_token_file: Path | None = setting(lambda: None, read_path, "file of an identity token, without username")
+    command: str = setting(
+        lambda: "",
+        read_command,
+        "command, without a shell, that prints the password of username, or as a docker-credential helper does, JSON",
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class Settings:
     """The checked settings of a server."""
@@ -443,6 +464,14 @@ class Settings:
         lambda: ("health",),
         read_public,
         "what needs no token, separated by commas: health, metrics, reflection; or off",
+    )
+    access_log: str | None = setting(
+        lambda: None, read_log_destination, "file of the access log, a line of JSON for each call; - is stderr; or off"
+    )
+    slow_call: timedelta | None = setting(
+        lambda: None,
+        read_slow_call,
+        "time from which on the server's log tells of a call that took it, as 500ms; or off",
     )
     engine: str = setting(lambda: default_engine(os.environ), read_engine, _ADDRESS)
     capture: CaptureMode = setting(
@@ -555,6 +584,8 @@ class Settings:
     hosts: Sequence[HostSettings] = ()
     # In their order; none: every host takes every task.
     pools: Sequence[PoolSettings] = ()
+    # In their order; none: what `docker login` left.
+    registries: Sequence[RegistrySettings] = ()
 
     @property
     def pools_of_hosts(self) -> Pools:
@@ -642,6 +673,7 @@ def in_force(flags: Mapping[str, object], environ: Mapping[str, str], file: Path
     table = dict(_read_file(file))
     tables: Any = table.pop("hosts", None)
     pool_tables: Any = table.pop("pools", None)
+    registry_tables: Any = table.pop("registries", None)
     given = _given(flags, environ, table, file)
     values: dict[str, Any] = {each.name: _read(each, *given[each.name]) for each in SETTINGS if each.name in given}
     if tables is not None:
@@ -650,20 +682,22 @@ def in_force(flags: Mapping[str, object], environ: Mapping[str, str], file: Path
             raise ConfigError(
                 f"{beside} ({given[beside][1]}) cannot be combined with [[hosts]] ({file}): set it in each host"
             )
-        given |= {
-            f"hosts.{each['name']}.{name}": (value, f"file {file}") for each in tables for name, value in each.items()
-        }
+        given |= _origins("hosts", tables, file)
         values = {"max_running": sum(host.max_running for host in hosts), **values, "hosts": hosts}
     if pool_tables is not None:
         names = [host.name for host in values.get("hosts", ())] or [LOCAL]
         values["pools"] = _read_pools(pool_tables, names, file)
-        given |= {
-            f"pools.{each['name']}.{name}": (value, f"file {file}")
-            for each in pool_tables
-            for name, value in each.items()
-        }
+        given |= _origins("pools", pool_tables, file)
+    if registry_tables is not None:
+        values["registries"] = _read_registries(registry_tables, file)
+        given |= _origins("registries", registry_tables, file)
     origins = {name: (str(value), origin) for name, (value, origin) in given.items()}
     return InForce(Settings(**values), origins, _misspelled(environ))
+
+
+def _origins(kind: str, tables: Sequence[Mapping[str, object]], file: Path | None) -> dict[str, tuple[object, str]]:
+    """Return the values in tables that have names, with their origin."""
+    return {f"{kind}.{each['name']}.{name}": (value, f"file {file}") for each in tables for name, value in each.items()}
 
 
 def _given(
@@ -672,7 +706,10 @@ def _given(
     """Return the effective value of each setting that is given somewhere, with its origin."""
     given: dict[str, tuple[object, str]] = {}
     for name, value in table.items():
-        given[_known(name, [*_names(SETTINGS), "hosts", "pools"], f"setting in {file}")] = (value, f"file {file}")
+        given[_known(name, [*_names(SETTINGS), "hosts", "pools", "registries"], f"setting in {file}")] = (
+            value,
+            f"file {file}",
+        )
     for key, text in environ.items():
         name = key.removeprefix("FASTLANE_").lower()
         if key.startswith("FASTLANE_") and name in _names(SETTINGS):
@@ -726,11 +763,12 @@ def toml(in_force: InForce) -> str:
                     each, _plain(each, getattr(host, each.name)), in_force.origin(f"hosts.{host.name}.{each.name}")
                 )
             )
-    for pool in settings.pools:
-        lines += ["", "[[pools]]"]
-        for each in fields(PoolSettings):
-            origin = in_force.origin(f"pools.{pool.name}.{each.name}")
-            lines.append(_toml_line(each, _plain(each, getattr(pool, each.name)), origin))
+    for kind, tables in (("pools", settings.pools), ("registries", settings.registries)):
+        for table in tables:
+            lines += ["", f"[[{kind}]]"]
+            for each in fields(table):
+                origin = in_force.origin(f"{kind}.{table.name}.{each.name}")
+                lines.append(_toml_line(each, _plain(each, getattr(table, each.name)) or None, origin))
     return "\n".join(lines) + "\n"
 
 
@@ -744,9 +782,10 @@ def as_json(in_force: InForce) -> str:
     told["hosts"] = [
         {each.name: _plain(each, getattr(host, each.name)) for each in fields(HostSettings)} for host in settings.hosts
     ]
-    told["pools"] = [
-        {each.name: _plain(each, getattr(pool, each.name)) for each in fields(PoolSettings)} for pool in settings.pools
-    ]
+    for kind, tables in (("pools", settings.pools), ("registries", settings.registries)):
+        told[kind] = [
+            {each.name: _plain(each, getattr(table, each.name)) for each in fields(table)} for table in tables
+        ]
     return json.dumps(told, indent=2)
 
 
@@ -836,6 +875,39 @@ def _read_pool(table: Mapping[str, object], hosts: Sequence[str], where: str) ->
     return pool
 
 
+def _read_registries(tables: object, file: Path | None) -> Sequence[RegistrySettings]:
+    if not isinstance(tables, list) or not tables or not all(isinstance(table, dict) for table in tables):
+        raise ConfigError(f"registries in {file} must be tables, each under a line [[registries]]")
+    registries = [
+        _read_registry_table(table, f"[[registries]] {place} of file {file}") for place, table in enumerate(tables, 1)
+    ]
+    for place, registry in enumerate(registries):
+        if any(other.name == registry.name for other in registries[:place]):
+            raise ConfigError(
+                f"two [[registries]] in {file} have the name {registry.name!r}: give each credential its own name"
+            )
+    return registries
+
+
+def _read_registry_table(table: Mapping[str, object], where: str) -> RegistrySettings:
+    for name in table:
+        _known(name, _names(fields(RegistrySettings)), f"setting in {where}")
+    for name in ("name", "server"):
+        if name not in table:
+            raise ConfigError(f"{where} has no {name}, which is required")
+    values = {
+        each.name: _read(each, table[each.name], where) for each in fields(RegistrySettings) if each.name in table
+    }
+    sources = [name for name in ("password_file", "identity_token_file", "command") if name in values]
+    if len(sources) != 1:
+        raise ConfigError(f"{where} must have one of password_file, identity_token_file and command")
+    if sources == ["password_file"] and "username" not in values:
+        raise ConfigError(f"{where} has a password_file and no username: set it")
+    if sources == ["identity_token_file"] and "username" in values:
+        raise ConfigError(f"{where} has an identity_token_file, which takes no username: remove one of the two")
+    return RegistrySettings(**values)
+
+
 def _configured_hosts(settings: Settings) -> Sequence[HostSettings]:
     """Return the hosts that are written in the file; none if the only host is made of the other settings."""
     return () if list(settings.hosts) == [_local_host(settings)] else settings.hosts
@@ -847,7 +919,8 @@ def _counted(count: int, units: tuple[tuple[str, int], ...]) -> str:
 
 
 def _duration_text(duration: timedelta) -> str:
-    return _counted(int(duration.total_seconds()), (("d", 86_400), ("h", 3600), ("m", 60), ("s", 1)))
+    milliseconds = duration // timedelta(milliseconds=1)
+    return _counted(milliseconds, (("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1000), ("ms", 1)))
 
 
 def _text(each: "Field[Any]", value: Any) -> str:
@@ -876,7 +949,7 @@ def _plain(each: "Field[Any]", value: Any) -> int | str | None:
     if value is None or each.metadata["kind"] == "NUMBER":
         return value  # type: ignore[no-any-return]
     text = _text(each, value)
-    return mask_secrets(text) if each.metadata["kind"] in {"ADDRESS", "URLS"} else text
+    return mask_secrets(text) if each.metadata["kind"] in {"ADDRESS", "URLS", "COMMAND"} else text
 
 
 def _toml_line(each: "Field[Any]", plain: int | str | None, origin: str) -> str:

@@ -100,6 +100,13 @@ class DeliveryNotFound(Refusal):
         super().__init__(f"there is no delivery {delivery_id!r}", delivery_id=delivery_id)
 
 
+class RegistryCredentialNotFound(Refusal):
+    """No credential of that name is configured, or the task may not use it: the two cannot be told apart."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"there is no registry credential {name!r} for this task", registry_credential=name)
+
+
 class JobNotFinal(Refusal):
     """The job has not ended."""
 

@@ -395,6 +395,7 @@ class JobSpec:
     dns: Dns | None = None
     cap_drop: Sequence[str] = ()
     volumes: Sequence[Volume] = ()
+    registry_credential: str = ""
 
     @property
     def starts_at_once(self) -> bool:

@@ -24,8 +24,9 @@ SECONDS = 60
 class DockerRegistry:
     """At `address`, as "127.0.0.1:5000"."""
 
-    def __init__(self, address: str, sdk: docker.DockerClient, base: str) -> None:
+    def __init__(self, address: str, sdk: docker.DockerClient, base: str, login: Mapping[str, str] | None) -> None:
         self.address = address
+        self._login = login
         self._sdk = sdk
         self._base = base
 
@@ -41,7 +42,7 @@ class DockerRegistry:
         packed = {path.lstrip("/"): data for path, data in files.items()}
         context = tar_of({"Dockerfile": f"FROM {self._base}\n{copies}{dockerfile}".encode(), **packed})
         image, _ = self._sdk.images.build(fileobj=io.BytesIO(context), custom_context=True, tag=whole, rm=True)
-        lines = list(self._sdk.images.push(whole, stream=True, decode=True))
+        lines = list(self._sdk.images.push(whole, stream=True, decode=True, auth_config=self._login))
         assert not [line for line in lines if "error" in line], lines
         self._sdk.images.remove(image.id, force=True)
         return next(line["aux"]["Digest"] for line in lines if "aux" in line)
@@ -69,8 +70,16 @@ class DockerRegistry:
 
 
 @contextmanager
-def docker_registry(directory: Path, sdk: docker.DockerClient, base: str) -> Iterator[DockerRegistry]:
-    """Serves from `directory`; images are made from `base`."""
+def docker_registry(
+    directory: Path,
+    sdk: docker.DockerClient,
+    base: str,
+    *,
+    auth: Mapping[str, object] | None = None,
+    login: Mapping[str, str] | None = None,
+) -> Iterator[DockerRegistry]:
+    """Serves from `directory`; images are made from `base`. `auth`: whom it lets in, as its configuration has it, and
+    `login`: as whom images are pushed."""
     config = directory / "config.yml"
     # JSON is YAML.
     config.write_text(
@@ -80,6 +89,7 @@ def docker_registry(directory: Path, sdk: docker.DockerClient, base: str) -> Ite
                 "log": {"accesslog": {"disabled": True}, "level": "info", "formatter": "json"},
                 "storage": {"filesystem": {"rootdirectory": str(directory / "images")}},
                 "http": {"addr": "127.0.0.1:0"},
+                **({"auth": auth} if auth else {}),
             }
         )
     )
@@ -92,7 +102,7 @@ def docker_registry(directory: Path, sdk: docker.DockerClient, base: str) -> Ite
         # What else it says is read, so that it can go on, and thrown away.
         reader = threading.Thread(target=process.stdout.read, daemon=True)
         reader.start()
-        registry = DockerRegistry(address, sdk, base)
+        registry = DockerRegistry(address, sdk, base, login)
         yield registry
         registry.forget()
     finally:

@@ -99,6 +99,7 @@ def test_every_option_arrives(server: ScriptedServer) -> None:
     options = "--timeout 2m30s --pull never --memory 512m --cpus 0.5 --pids 9 --network none -u 1:2 -w /app"
     extra = "--entrypoint /tini -l team=x"
     extra += " --memory-reservation 256m --cpuset-cpus 0-1 --shm-size 1g --cap-drop ALL --dns 192.0.2.53"
+    extra += " --registry-credential ci"
     extra += " --tmpfs /tmp --tmpfs /run:rw,noexec,size=64m,mode=700 --tmpfs /x:exec --ulimit nofile=9:-1"
     extra += " --ulimit core=0 --add-host db:192.0.2.7 --add-host six:2001:db8::7"
     extra += " --volume cache:/cache --volume data:/data:ro"
@@ -128,7 +129,7 @@ def test_every_option_arrives(server: ScriptedServer) -> None:
     assert list(spec.ulimits) == [pb.Ulimit(name="nofile", soft=9, hard=-1), pb.Ulimit(name="core", soft=0)]
     assert dict(spec.extra_hosts) == {"db": "192.0.2.7", "six": "2001:db8::7"}
     assert spec.dns == pb.Dns(servers=["192.0.2.53"], search_domains=["example.com"], options=["ndots:2"])
-    assert list(spec.cap_drop) == ["ALL"]
+    assert (list(spec.cap_drop), spec.registry_credential) == (["ALL"], "ci")
     assert list(spec.volumes) == [
         pb.Volume(name="cache", path="/cache"),
         pb.Volume(name="data", path="/data", read_only=True),
@@ -460,6 +461,13 @@ def test_version_is_there_in_a_moment_as_it_loads_neither_grpc_nor_settings() ->
     assert not {"grpc", "google.protobuf", "fastlane_grpc.config", "fastlane_grpc.client", "docker", "sqlite3"} & {
         *loaded
     }
+
+
+def test_a_command_that_asks_a_server_loads_nothing_that_serves() -> None:
+    code = "import sys, fastlane_grpc.cli.commands.run; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True).stdout.split()
+    assert "fastlane_grpc.client" in loaded
+    assert not {"fastlane_grpc.config", "fastlane_grpc.model", "fastlane_grpc.store", "docker", "sqlite3"} & {*loaded}
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])

@@ -5,8 +5,8 @@ from datetime import timedelta
 import click
 import pytest
 
-from fastlane_grpc import config
 from fastlane_grpc.cli.arguments.options import ADDRESS, AGE, DELAY, DURATION, GRACE, MOMENT
+from fastlane_grpc.text.values import read_address
 from tests.commands import fastlane
 
 
@@ -47,7 +47,7 @@ def test_an_address_with_a_scheme_is_refused_by_its_form(address: str) -> None:
         ADDRESS.convert(address, None, None)
     assert caught.value.message == said
     with pytest.raises(ValueError, match="without"):
-        config.read_address(address)
+        read_address(address)
 
 
 def test_an_address_with_a_scheme_is_wrong_use() -> None:

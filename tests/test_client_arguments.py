@@ -43,6 +43,7 @@ ENQUEUES = [
     ({"volumes": ["cache"]}, "volumes[0] must be a Volume; a value of type str was given"),
     ({"ulimits": {"nofile": 5}}, 'ulimits must be a list, as [Ulimit("nofile", 1024)]; a value of type dict was given'),
     ({"dns": ["192.0.2.53"]}, 'dns must be a Dns, as Dns(servers=["192.0.2.53"]); a value of type list was given'),
+    ({"registry_credential": 5}, "registry_credential must be a string; a value of type int was given"),
     ({"cap_drop": "ALL"}, 'cap_drop must be a list of strings; for one capability use cap_drop=["NAME"]'),
     ({"extra_hosts": {"db": 1}}, 'extra_hosts["db"] must be a string; a value of type int was given'),
     ({"user": 1000}, "user must be a string; a value of type int was given"),

@@ -223,6 +223,7 @@ REFUSED: list[tuple[pb.JobSpec, list[str]]] = [
     (pb.JobSpec(volumes=[pb.Volume(name="a", path="/.fastlane/box")]), ["spec.volumes[0].path"]),
     (pb.JobSpec(volumes=[pb.Volume(name="a", path=f"/{n}") for n in range(17)]), ["spec.volumes"]),
     (pb.JobSpec(cap_drop=["NET_RAWW"]), ["spec.cap_drop[0]"]),
+    *((pb.JobSpec(registry_credential=name), ["spec.registry_credential"]) for name in ("a/b", ".a", "a b", "a" * 65)),
     (pb.JobSpec(cap_drop=["all", "Cap_Kill"]), []),
     (pb.JobSpec(limits=pb.Limits(shm_bytes=-1)), ["spec.limits.shm_bytes"]),
     (pb.JobSpec(limits=pb.Limits(memory_reservation_bytes=1)), ["spec.limits.memory_reservation_bytes"]),

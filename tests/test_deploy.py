@@ -23,6 +23,7 @@ from docker.models.containers import Container
 
 from fastlane_grpc import config
 from fastlane_grpc.client import Client
+from fastlane_grpc.text.values import DEFAULT_LISTEN
 from fastlane_grpc.v1 import fastlane_pb2 as pb
 from tests.engine import engine_address
 from tests.pages import DocPage
@@ -195,7 +196,7 @@ def test_the_unit_starts_a_server_with_flags_that_it_has(unit: Mapping[str, Mapp
 
 def test_the_settings_beside_the_unit_are_settings() -> None:
     settings = config.load({}, {}, DEPLOY / "fastlane.toml")
-    assert settings.listen == config.DEFAULT_LISTEN
+    assert settings.listen == DEFAULT_LISTEN
     assert settings.max_timeout > settings.default_timeout
 
 

@@ -12,7 +12,7 @@ from google.protobuf.descriptor import Descriptor
 from google.protobuf.message import Message
 
 from fastlane_grpc.app import Server
-from fastlane_grpc.config import HostSettings, Settings
+from fastlane_grpc.config import HostSettings, RegistrySettings, Settings
 from fastlane_grpc.docker.container_body import container_body
 from fastlane_grpc.v1 import fastlane_pb2 as pb
 from fastlane_grpc.v1 import fastlane_pb2_grpc as pb_grpc
@@ -104,6 +104,7 @@ VALUES: Mapping[str, tuple[Any, Any]] = {
         [pb.Volume(name="cache", path="/cache")],
     ),
     "cap_drop": (["cap_net_raw", "MKNOD"], ["ALL"]),
+    "registry_credential": ("ci", "other"),
 }
 
 # What a spec needs besides the field, to be valid.
@@ -150,8 +151,7 @@ IN_CONTAINER: Mapping[str, Mapping[str, Any]] = {
 }
 BY_FASTLANE = {
     *("timeout", "pull_policy", "stop_grace", "priority", "start_in", "start_at", "expire_time", "metadata", "history"),
-    "notifications",
-    "stop_when_unwatched",
+    *("notifications", "registry_credential", "stop_when_unwatched"),
     *(path for path in VALUES if path.startswith(("cron.", "retry.", "unique."))),
 }
 
@@ -191,9 +191,11 @@ async def server(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Serv
     directory = tmp_path_factory.mktemp("spec")
     allowed = {"allow_networks": ("builds",), "allow_volumes": ("cache",)}
     hosts = (HostSettings("here", f"unix://{directory}/no-engine", **allowed),)
-    async with Server(
-        Settings(data_dir=directory / "data", listen="127.0.0.1:0", http_listen="", hosts=hosts)
-    ) as server:
+    registries = tuple(RegistrySettings(name, "registry:5000", command="true") for name in ("ci", "other"))
+    settings = Settings(
+        data_dir=directory / "data", listen="127.0.0.1:0", http_listen="", hosts=hosts, registries=registries
+    )
+    async with Server(settings) as server:
         yield server
 
 

@@ -116,6 +116,7 @@ def test_what_is_no_list_of_names_is_refused(text: str) -> None:
         ("http://u:12/sec@h", "http://u:***@h"),
         ("http://u:12/sec@10.0.0.1:80", "http://u:***@10.0.0.1:80"),
         ("https://ghp_0123456789abcdefghij@host", "https://ghp_***@host"),
+        ("no job flt_0123456789abcdefghij", "no job flt_***"),
         ("https://0123456789abcdef0123:x-oauth-basic@host", "https://***:***@host"),
         ("jdbc:mysql://db:3306/x?user=a&password=a;b&ssl=1", "jdbc:mysql://db:3306/x?user=a&password=***&ssl=1"),
         ("jdbc:sqlserver://db:1433;user=a;password=a&b;x=1", "jdbc:sqlserver://db:1433;user=a;password=***;x=1"),

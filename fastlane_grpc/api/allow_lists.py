@@ -1,10 +1,11 @@
-"""Networks and volumes that jobs may use, by the settings of the hosts that their tasks may run on."""
+"""The choice of what jobs may use: networks and volumes of the hosts of their tasks, and credentials of the operator."""
 
 from collections.abc import Iterator
 
 from fastlane_grpc.config import Settings
-from fastlane_grpc.errors import Violation
+from fastlane_grpc.errors import Refusal, Violation
 from fastlane_grpc.model import JobSpec
+from fastlane_grpc.secrets import RegistryCredentials
 
 
 class AllowLists:
@@ -14,6 +15,7 @@ class AllowLists:
         self._pools = settings.pools_of_hosts
         self._networks = {host.name: frozenset(host.allow_networks) for host in settings.hosts}
         self._volumes = {host.name: frozenset(host.allow_volumes) for host in settings.hosts}
+        self._credentials = RegistryCredentials(settings.registries)
 
     def violations(self, task_id: str, spec: JobSpec) -> Iterator[Violation]:
         """Yield a violation for each network and each volume that the job may not use."""
@@ -28,6 +30,15 @@ class AllowLists:
                 if volume.name not in self._volumes[host]:
                     yield _refused(f"spec.volumes[{number}].name", "volume", volume.name, host)
                     break
+
+    def not_found(self, task_id: str, spec: JobSpec) -> Refusal | None:
+        """Return the refusal of a job that names what is not there for its task."""
+        try:
+            if spec.registry_credential:
+                self._credentials.named(spec.registry_credential, task_id)
+        except Refusal as refusal:
+            return refusal
+        return None
 
 
 def _refused(field: str, kind: str, name: str, host: str) -> Violation:

@@ -75,7 +75,7 @@ class _Checked(NamedTuple):
     """A request that was checked. `refusal`: why its job is refused if it is new."""
 
     request: EnqueueRequest
-    refusal: InvalidRequest | None
+    refusal: Refusal | None
 
 
 async def _read_requests(
@@ -97,8 +97,8 @@ async def _read_requests(
             slice_end = time.monotonic() + _SLICE_SECONDS
         task_id, request_id = each.task_id, each.request_id
         # Equal specs may have different encodings: then they are checked twice.
-        # What a job may use depends on the hosts of its task.
-        depends_on_task = each.spec.network or each.spec.volumes
+        # What a job may use depends on its task.
+        depends_on_task = each.spec.network or each.spec.volumes or each.spec.registry_credential
         checked = (each.spec.SerializeToString(), task_id if depends_on_task else "")
         found: _Checked | Refusal | None = valid.get(checked)
         if found is None or unknown or not validation.are_ids_valid(task_id, request_id):

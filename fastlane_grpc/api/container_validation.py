@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Sequence
 from ipaddress import ip_address
 
-from fastlane_grpc.config import is_engine_name
+from fastlane_grpc.config import is_credential_name, is_engine_name
 from fastlane_grpc.errors import Violation
 from fastlane_grpc.model import Dns, JobSpec, Limits, Tmpfs, Ulimit
 from fastlane_grpc.text.redaction import mask_secrets
@@ -151,6 +151,15 @@ def network_violations(network: str) -> Iterator[Violation]:
         "spec.network",
         f"is {_shown(network)}; it must be empty (the engine's default network), none, or a network of the engine",
     )
+
+
+def credential_violations(name: str) -> Iterator[Violation]:
+    if not is_credential_name(name):
+        yield Violation(
+            "spec.registry_credential",
+            f"{_shown(name)} is not the name of a credential: it must be 1 to 64 of A-Z a-z 0-9 . _ - "
+            "and begin with a letter or a digit",
+        )
 
 
 def _path_fault(path: str) -> str:

@@ -288,6 +288,7 @@ def _read_spec(spec: pb.JobSpec, violations: list[Violation]) -> JobSpec:
         dns=container_converters.read_dns(spec.dns) if spec.HasField("dns") else None,
         cap_drop=tuple(spec.cap_drop),
         volumes=container_converters.read_volumes(spec.volumes) if spec.volumes else (),
+        registry_credential=spec.registry_credential,
     )
 
 
@@ -388,6 +389,7 @@ def _write_spec(message: pb.JobSpec, value: JobSpec) -> None:
         message.timeout.FromTimedelta(value.timeout)
     message.pull_policy = pb.JobSpec.PullPolicy.ValueType(value.pull_policy)
     message.network = value.network
+    message.registry_credential = value.registry_credential
     message.read_only_root = value.read_only_root
     message.stop_signal = value.stop_signal
     if value.stop_grace is not None:

@@ -44,6 +44,9 @@ TABLE: Mapping[type[errors.Refusal], ErrorEntry] = {
     errors.TaskNotFound: ErrorEntry(code_pb2.NOT_FOUND, Reason.ERROR_REASON_TASK_NOT_FOUND, 404),
     errors.JobNotFound: ErrorEntry(code_pb2.NOT_FOUND, Reason.ERROR_REASON_JOB_NOT_FOUND, 404),
     errors.ExecutionNotFound: ErrorEntry(code_pb2.NOT_FOUND, Reason.ERROR_REASON_EXECUTION_NOT_FOUND, 404),
+    errors.RegistryCredentialNotFound: ErrorEntry(
+        code_pb2.NOT_FOUND, Reason.ERROR_REASON_REGISTRY_CREDENTIAL_NOT_FOUND, 404
+    ),
     errors.DeliveryNotFound: ErrorEntry(code_pb2.NOT_FOUND, Reason.ERROR_REASON_DELIVERY_NOT_FOUND, 404),
     errors.RequestIdReused: ErrorEntry(code_pb2.ALREADY_EXISTS, Reason.ERROR_REASON_REQUEST_ID_REUSED, 409),
     errors.HostNotFound: ErrorEntry(code_pb2.NOT_FOUND, Reason.ERROR_REASON_HOST_NOT_FOUND, 404),

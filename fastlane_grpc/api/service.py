@@ -30,7 +30,15 @@ from fastlane_grpc.api.unwatched import UnwatchedJobs
 from fastlane_grpc.api.visibility import seen_jobs
 from fastlane_grpc.api.watch import WatchEncoding, WatchRequest, watch_stream, watch_violations
 from fastlane_grpc.config import Settings
-from fastlane_grpc.errors import DiskFull, InvalidRequest, ServerStopping, StoreFailed, TooManyStreams, Violation
+from fastlane_grpc.errors import (
+    DiskFull,
+    InvalidRequest,
+    Refusal,
+    ServerStopping,
+    StoreFailed,
+    TooManyStreams,
+    Violation,
+)
 from fastlane_grpc.logs import Cursor, Tails
 from fastlane_grpc.model import (
     ArrayPosition,
@@ -214,7 +222,7 @@ class Service:
             refusal=refusal,
         )
 
-    def check(self, request: EnqueueRequest, conversion_violations: Sequence[Violation] = ()) -> InvalidRequest | None:
+    def check(self, request: EnqueueRequest, conversion_violations: Sequence[Violation] = ()) -> Refusal | None:
         """Raise InvalidRequest. Return the refusal of the job if its request_id is new: the job could never start."""
         settings, now = self.settings, utc_now()
         violations = validation.enqueue_violations(
@@ -222,13 +230,13 @@ class Service:
         )
         of_notifications = self._notification_violations(request.spec.notifications, "spec.notifications")
         validation.raise_if_invalid(chain(conversion_violations, violations, of_notifications))
-        never_starts = self._never_starts(request.task_id, request.spec, now)
-        return InvalidRequest(never_starts) if never_starts else None
+        return self._never_starts(request.task_id, request.spec, now)
 
-    def _never_starts(self, task_id: str, spec: JobSpec, now: datetime) -> list[Violation]:
-        """Return the violations of a job that could never start, as time or settings are now."""
+    def _never_starts(self, task_id: str, spec: JobSpec, now: datetime) -> Refusal | None:
+        """Return the refusal of a job that could never start, as time or settings are now."""
         not_allowed = self._allow_lists.violations(task_id, spec) if spec.network or spec.volumes else ()
-        return [*validation.never_starts_violations(spec, now), *not_allowed]
+        violations = [*validation.never_starts_violations(spec, now), *not_allowed]
+        return InvalidRequest(violations) if violations else self._allow_lists.not_found(task_id, spec)
 
     def batch(self, caller_address: str) -> EnqueueBatch:
         """Return a batch without jobs, for `enqueue_batch`."""
@@ -344,14 +352,13 @@ class Service:
                 self._notification_violations(request.spec.notifications, "spec.notifications"),
             )
         )
-        never_starts = self._never_starts(request.task_id, request.spec, now)
         job, created = await self._store.replace_job(
             request.job_id,
             task_id=request.task_id,
             spec=request.spec,
             etag=request.etag,
             caller_address=request.caller_address,
-            refusal=InvalidRequest(never_starts) if never_starts else None,
+            refusal=self._never_starts(request.task_id, request.spec, now),
         )
         self._capacity.wake_at(job.tick_time)
         return job, created

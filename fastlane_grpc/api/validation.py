@@ -8,7 +8,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime, timedelta
 from itertools import islice
 
-from fastlane_grpc.api.container_validation import limits_violations, network_violations, options_violations
+from fastlane_grpc.api.container_validation import (
+    credential_violations,
+    limits_violations,
+    network_violations,
+    options_violations,
+)
 from fastlane_grpc.api.schedule_validation import never_ticks_violations, policy_violations
 from fastlane_grpc.errors import InvalidRequest, Violation
 from fastlane_grpc.model import DEFAULT_LIMITS, JobSpec
@@ -83,6 +88,8 @@ def enqueue_violations(
         yield from limits_violations(spec.limits)
     if spec.extra_hosts or spec.tmpfs or spec.volumes or spec.ulimits or spec.cap_drop or spec.dns is not None:
         yield from options_violations(spec)
+    if spec.registry_credential:
+        yield from credential_violations(spec.registry_credential)
     if spec.timeout is not None and not timedelta(milliseconds=1) <= spec.timeout <= max_timeout:
         yield Violation("spec.timeout", f"must be from 1 ms to {_seconds(max_timeout)}, the server's max_timeout")
     if spec.stop_grace is not None:

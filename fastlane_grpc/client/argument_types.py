@@ -34,7 +34,7 @@ _WHOLE_NUMBERS = {
 _TEXTS = {
     *("task_id", "image", "working_dir", "user", "network", "stop_signal", "request_id", "cpuset"),
     *("job_id", "execution_id", "delivery_id", "note", "cursor", "before_cursor", "host", "id_prefix", "etag"),
-    *("caller", "method"),
+    *("caller", "method", "registry_credential"),
 }
 
 _POLICIES: Mapping[str, tuple[type | UnionType, str]] = {

@@ -152,6 +152,7 @@ BY_REASON: Mapping[str, type[Error]] = {
     "EXECUTION_NOT_FOUND": NotFound,
     "HOST_NOT_FOUND": NotFound,
     "DELIVERY_NOT_FOUND": NotFound,
+    "REGISTRY_CREDENTIAL_NOT_FOUND": NotFound,
     "REQUEST_ID_REUSED": RequestIdReused,
     "JOB_NOT_FINAL": JobNotFinal,
     "JOB_EXPIRED": JobExpired,

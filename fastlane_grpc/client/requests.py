@@ -102,6 +102,8 @@ class JobOptions(TypedDict, total=False):
     """Name resolution in place of the engine's."""
     cap_drop: Sequence[str]
     """Capabilities to take from the container, as "NET_RAW" or "ALL"."""
+    registry_credential: str
+    """Name of the operator's credential with which the image is pulled."""
     request_id: str | None
     """Makes the enqueue safe to repeat, even after a restart of your program: the same id and request return the same
     job. By default generated for the call."""
@@ -323,6 +325,7 @@ def enqueue(
     extra_hosts: Mapping[str, str] = _NONE,
     dns: Dns | None = None,
     cap_drop: Sequence[str] = (),
+    registry_credential: str = "",
     request_id: str | None = None,
     validate_only: bool = False,
 ) -> fastlane_pb2.EnqueueJobRequest:
@@ -357,6 +360,7 @@ def enqueue(
         extra_hosts=extra_hosts,
         dns=dns_message(dns),
         cap_drop=cap_drop,
+        registry_credential=registry_credential,
     )
     limits = fastlane_pb2.Limits(
         memory_bytes=memory_bytes,

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from fastlane_grpc.backend import (
@@ -20,14 +21,17 @@ from fastlane_grpc.backend import (
 )
 from fastlane_grpc.capture.attach import OutputStream
 from fastlane_grpc.capture.capture import Capture
+from fastlane_grpc.config import RegistrySettings
 from fastlane_grpc.docker.capture_choice import CaptureChoice
 from fastlane_grpc.docker.container_body import container_body
+from fastlane_grpc.docker.credentials import credentials_of_job
 from fastlane_grpc.docker.engine import EXECUTION_LABEL, HOST_LABEL, INSTANCE_LABEL, Engine, container_name
 from fastlane_grpc.docker.engine_errors import EngineRefuses, container_gone
 from fastlane_grpc.docker.events import DockerEvents
 from fastlane_grpc.docker.handle import DockerHandle, unpacked
 from fastlane_grpc.docker.images import DockerPull
 from fastlane_grpc.model import Assignment, Execution, JobSpec, Reason
+from fastlane_grpc.secrets import RegistryCredentials
 
 
 class DockerBackend:
@@ -42,8 +46,9 @@ class DockerBackend:
         default_pids: int,
         networks: Collection[str] = (),
         volumes: Collection[str] = (),
+        registries: Sequence[RegistrySettings] = (),
     ) -> None:
-        """`networks`, `volumes`: the names of those that jobs may use."""
+        """`networks`, `volumes`: the names of those that jobs may use. `registries`: the operator's credentials."""
         self.engine = engine
         self.address = engine.address
         self._instance = instance
@@ -51,6 +56,7 @@ class DockerBackend:
         self._default_pids = default_pids
         self._networks = frozenset(networks)
         self._volumes = frozenset(volumes)
+        self._credentials = RegistryCredentials(registries)
 
     # -- images
 
@@ -65,9 +71,11 @@ class DockerBackend:
             ) from refusal
 
     def pull(
-        self, name: str, *, on_line: Callable[[str], None], on_end: Callable[[Exception | None], None]
+        self, assignment: Assignment, *, on_line: Callable[[str], None], on_end: Callable[[Exception | None], None]
     ) -> DockerPull:
-        return DockerPull(self.engine, name, on_line=on_line, on_end=on_end)
+        spec, task_id = assignment.spec, assignment.execution.task_id
+        credentials = partial(credentials_of_job, self._credentials, spec.registry_credential, task_id)
+        return DockerPull(self.engine, spec.image, on_line=on_line, on_end=on_end, credentials_for=credentials)
 
     # -- containers
 

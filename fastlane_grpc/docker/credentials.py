@@ -1,30 +1,81 @@
-"""The credentials for a registry from `docker login` on the server's machine.
+"""The credentials for a registry: those that the operator names, else those of `docker login` on the server's machine.
 
-The files are read anew for each pull, so that a login needs no restart.
+All are read anew for each pull, so that neither a login nor a rotation needs a restart.
 """
 
 import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import docker.auth
 import docker.errors
 import docker.utils.config
+import structlog
+
+from fastlane_grpc.backend import CannotRun, PullFailed
+from fastlane_grpc.errors import RegistryCredentialNotFound
+from fastlane_grpc.model import Reason
+from fastlane_grpc.secrets import Credential, RegistryCredentials, Unreadable, read_credential
+
+log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class Credentials:
-    """The authentication header for the engine; empty: none. `problem` says why credentials could not be read."""
+    """The authentication header for the engine; empty: none.
 
-    header: str = ""
+    `problem` says why credentials could not be read. `name` is that of the operator's credential.
+    """
+
+    header: str = field(default="", repr=False)
     problem: str = ""
+    name: str = ""
 
 
 class _Unreadable(Exception):
     """A file of credentials cannot be read. The message names the file and the fault."""
+
+
+def credentials_of_job(named: RegistryCredentials, name: str, task_id: str, registry: str) -> Credentials:
+    """Return the credentials with which an image of this registry is pulled for a job of the task.
+
+    `name`: the credential that the job asks for; empty: the first one for the registry.
+
+    Raises CannotRun, and PullFailed if the operator's credential cannot be read just now.
+    """
+    try:
+        found = named.named(name, task_id) if name else named.of_server(registry, task_id)
+    except RegistryCredentialNotFound as error:
+        # The settings have changed since the enqueue.
+        raise CannotRun(Reason.IMAGE_DENIED, str(error)) from error
+    if found is None:
+        return credentials_for(registry)
+    if found.server != registry:
+        raise CannotRun(
+            Reason.IMAGE_DENIED,
+            f"the registry credential {name!r} is for {found.server}, and the image is in {registry}",
+        )
+    try:
+        return Credentials(_header(read_credential(found), registry), name=found.name)
+    except Unreadable as error:
+        log.warning("a registry credential cannot be read", name=found.name, error=str(error))
+        # Not the error itself, which names files of the operator.
+        raise PullFailed(
+            f"the registry credential {found.name!r} cannot be read; the server's log says why",
+            reason=Reason.IMAGE_DENIED,
+        ) from error
+
+
+def _header(credential: Credential, registry: str) -> str:
+    shown = {"serveraddress": docker.auth.INDEX_URL if registry == docker.auth.INDEX_NAME else registry}
+    if credential.identity_token:
+        shown["identitytoken"] = credential.identity_token
+    else:
+        shown |= {"username": credential.username, "password": credential.password}
+    return docker.auth.encode_header(shown).decode()
 
 
 def credentials_for(registry: str) -> Credentials:

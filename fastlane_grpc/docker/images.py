@@ -14,7 +14,7 @@ import docker.errors
 
 from fastlane_grpc.backend import CannotRun, PullFailed, RefusalKind
 from fastlane_grpc.clock import boottime
-from fastlane_grpc.docker.credentials import credentials_for
+from fastlane_grpc.docker.credentials import Credentials, credentials_for
 from fastlane_grpc.docker.engine import Engine
 from fastlane_grpc.docker.engine_errors import EngineDown, EngineRefuses, explained, refusal_of
 from fastlane_grpc.docker.http import EngineRequest
@@ -132,17 +132,24 @@ class DockerPull:
     """
 
     def __init__(
-        self, engine: Engine, name: str, *, on_line: Callable[[str], None], on_end: Callable[[Exception | None], None]
+        self,
+        engine: Engine,
+        name: str,
+        *,
+        on_line: Callable[[str], None],
+        on_end: Callable[[Exception | None], None],
+        credentials_for: Callable[[str], Credentials] = credentials_for,
     ) -> None:
+        """`credentials_for` returns the credentials for a registry. It may raise CannotRun and PullFailed."""
         self._engine = engine
         self._name = name
+        self._credentials_for = credentials_for
         self._on_line = on_line
         self._on_end = on_end
         self._request: EngineRequest | None = None
         self._lock = threading.Lock()
         self._cancelled = False
-        # Why the credentials for the registry could not be read.
-        self._problem = ""
+        self._credentials = Credentials()
         # `on_end` also gets a defect, which the execution raises; without a call the execution would wait for ever.
         outlast(thread(f"pull-{name}", self._run, on_failure=on_end).start)
 
@@ -170,24 +177,25 @@ class DockerPull:
             self._on_end(None)
 
     def _with_problem(self, failure: CannotRun | PullFailed) -> CannotRun | PullFailed:
-        """Return the failure, with the problem of the credentials if the registry may have refused because of it.
+        """Return the failure, with what is known of the credentials if the registry may have refused because of them.
 
         Some registries report a private image as unknown.
         """
-        if (
-            self._problem
-            and isinstance(failure, CannotRun)
-            and failure.reason in {Reason.IMAGE_DENIED, Reason.IMAGE_NOT_FOUND}
-        ):
-            return CannotRun(failure.reason, f"{failure.detail}. It was pulled without credentials: {self._problem}")
-        return failure
+        if not isinstance(failure, CannotRun) or failure.reason not in {Reason.IMAGE_DENIED, Reason.IMAGE_NOT_FOUND}:
+            return failure
+        if self._credentials.problem:
+            known = f"without credentials: {self._credentials.problem}"
+        elif self._credentials.name:
+            known = f"with the registry credential {self._credentials.name!r}"
+        else:
+            return failure
+        return CannotRun(failure.reason, f"{failure.detail}. It was pulled {known}")
 
     def _pull(self) -> None:
         repository, tag = image_parts(self._name)
-        credentials = credentials_for(_registry(self._name, repository))
-        self._problem = credentials.problem
-        if self._problem:
-            self._on_line(f"pulling {self._name} without credentials: {self._problem}")
+        credentials = self._credentials = self._credentials_for(_registry(self._name, repository))
+        if credentials.problem:
+            self._on_line(f"pulling {self._name} without credentials: {credentials.problem}")
         request = self._engine.pull(repository, tag, credentials.header, silence_seconds=SILENCE_SECONDS)
         with self._lock:
             self._request = request

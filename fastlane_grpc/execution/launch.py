@@ -180,7 +180,7 @@ def _pull_once(lifecycle: Lifecycle) -> Exception | None:
     """Pull the image, and return the failure; None if there was none."""
     mailbox = lifecycle.mailbox
     pull = lifecycle.backend.pull(
-        lifecycle.spec.image,
+        lifecycle.assignment,
         on_line=lifecycle.log_line,
         on_end=lambda failure: mailbox.put(PullEnded(failure)),
     )

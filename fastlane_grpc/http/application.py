@@ -14,6 +14,7 @@ from fastlane_grpc.http import openapi
 from fastlane_grpc.http.access import OriginRules
 from fastlane_grpc.http.authentication import Checked, Login, Logout
 from fastlane_grpc.http.call_handlers import CallHandler
+from fastlane_grpc.http.call_logging import RequestLog
 from fastlane_grpc.http.connection import CONNECTION
 from fastlane_grpc.http.context import HttpContext
 from fastlane_grpc.http.health import Health
@@ -95,6 +96,7 @@ class Application:
     def __init__(self, context: HttpContext, origins: OriginRules) -> None:
         self._origins = origins
         self._counts = context.counts
+        self._call_log = context.call_log
         resources = _resources(context)
         self._router = Router(resources, redirect_slashes=False, default=NotFound(resources))
 
@@ -102,6 +104,7 @@ class Application:
         headers = Headers(scope=scope)
         started = False
         count = RequestCount(self._counts, scope)
+        logged = RequestLog(self._call_log, scope, headers) if self._call_log else None
 
         async def sending(message: Message) -> None:
             nonlocal started
@@ -113,6 +116,8 @@ class Application:
                     # Vary may name Accept already.
                     sent.add_vary_header(value) if name == "Vary" else sent.update({name: value})
             await send(message)
+            if logged:
+                logged.note(message)
 
         try:
             self._origins.check(scope["method"], scope["scheme"], headers)
@@ -126,6 +131,8 @@ class Application:
                 await _answer_to(error, scope["method"], headers)(scope, receive, sending)
         finally:
             count.end()
+            if logged:
+                logged.end(count, is_stream=count.method in STREAMS)
 
 
 class Resource:

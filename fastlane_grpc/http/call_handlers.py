@@ -9,6 +9,7 @@ from starlette.types import Receive, Scope, Send
 
 from fastlane_grpc.api.audit import writes
 from fastlane_grpc.api.request_parser import max_bytes
+from fastlane_grpc.call_record import note
 from fastlane_grpc.http.connection import certificate_name
 from fastlane_grpc.http.context import HttpContext
 from fastlane_grpc.http.json_requests import request_of
@@ -36,10 +37,12 @@ class CallHandler:
         request = await self._context.convert(
             lambda: request_of(self._route, scope["path_params"], query_of(scope), body), size=len(body)
         )
+        note(request)
         more: dict[str, Any] = {"caller_address": caller_address(scope)} if self._names_caller else {}
         if self._names_peer:
             PEER.set(Peer(caller_address(scope), certificate_name(scope)))
         message: Any = await self._call(request, **more)
+        note(message)
         base_url = base_url_of(scope)
         answer = await self._context.convert(lambda: answer_of(message, base_url), size=message.ByteSize())
         response = json_response(answer)

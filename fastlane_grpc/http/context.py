@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from fastlane_grpc.api import Calls
+from fastlane_grpc.call_log import CallLog
 from fastlane_grpc.config import Settings
 from fastlane_grpc.counts import Counts
 from fastlane_grpc.http.request_body import BodyReader
@@ -32,6 +33,8 @@ class HttpContext:
     counts: Counts = field(default_factory=Counts)
     # The tokens in force. None: anybody may do anything.
     access: Access | None = None
+    # Where calls are logged. None: nowhere.
+    call_log: CallLog | None = None
     converter: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "http-json"))
 
     async def convert(self, work: Callable[[], T], *, size: int) -> T:

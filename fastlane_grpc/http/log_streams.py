@@ -9,6 +9,7 @@ from starlette.types import Receive, Scope, Send
 
 from fastlane_grpc import api
 from fastlane_grpc.api.log_stream import JobLogEnded, LogEnded, LogSuspended
+from fastlane_grpc.call_record import note
 from fastlane_grpc.errors import InvalidRequest, Violation
 from fastlane_grpc.http.context import HttpContext
 from fastlane_grpc.http.json_requests import request_of
@@ -58,6 +59,7 @@ class LogHandler:
         encoding = _ENCODINGS[media_type]()
         request = request_of(self._route, scope["path_params"], self._with_long_names(query), b"")
         assert isinstance(request, pb.StreamExecutionLogsRequest | pb.StreamJobLogsRequest)
+        note(request)
         fields = {"Content-Type": media_type, "Vary": "Accept"}
         trailers: Callable[[], Sequence[tuple[bytes, bytes]]] | None = None
         if isinstance(encoding, RawLog):

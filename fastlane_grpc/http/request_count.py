@@ -19,25 +19,32 @@ class RequestCount:
 
     def __init__(self, counts: Counts, scope: Scope) -> None:
         self._counts = counts
-        self._verb = scope["method"] if scope["method"] in _VERBS else OTHER
+        self.verb = scope["method"] if scope["method"] in _VERBS else OTHER
         self._calls: CallCounts | None = None
         self._start = 0.0
-        self._status = NOT_ANSWERED
+        self.status = NOT_ANSWERED
+        self.path = OTHER
         scope[REQUEST_COUNT] = self
 
     def at(self, path: str, method: str) -> None:
         """Count it for the pattern of a path. `method`: the method of the contract that is called there, if one is."""
-        self._calls = self._counts.of_http(self._verb, path, method)
+        self.path = path
+        self._calls = self._counts.of_http(self.verb, path, method)
         self._start = self._calls.start()
 
     def note(self, message: Message) -> None:
         """Note the status, if this message of the response has it."""
         if message["type"] == "http.response.start":
-            self._status = str(message["status"])
+            self.status = str(message["status"])
+
+    @property
+    def method(self) -> str:
+        """The method of the contract that is called; empty: none."""
+        return self._calls.method if self._calls else ""
 
     def end(self) -> None:
         """Count its end."""
         if self._calls is None:
             self.at(OTHER, "")
         assert self._calls is not None, "set by at"
-        self._calls.end(self._start, self._status)
+        self._calls.end(self._start, self.status)

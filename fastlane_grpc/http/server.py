@@ -9,6 +9,7 @@ from uvicorn import Config
 from uvicorn.server import ServerState
 
 from fastlane_grpc.api import Calls, Service
+from fastlane_grpc.call_log import CallLog
 from fastlane_grpc.config import Settings
 from fastlane_grpc.counts import Counts
 from fastlane_grpc.errors import CannotServe
@@ -41,10 +42,11 @@ class HttpServer:
         certificates: Certificates | None = None,
         access: Access | None = None,
         supervisor: Supervisor = ALONE,
+        call_log: CallLog | None = None,
     ) -> None:
         """`is_serving`: whether a name of the health service serves. `scrape`: see `HttpContext`. `certificates`: those
         of TLS; without them connections are not encrypted. `access`: the tokens in force; without it anybody may do
-        anything."""
+        anything. `call_log`: where calls are logged; None: nowhere."""
         self._service = service
         self._address = settings.http_listen
         self._limits = limits or HttpLimits()
@@ -57,6 +59,7 @@ class HttpServer:
             scrape,
             counts or Counts(),
             access,
+            call_log,
         )
         origins = OriginRules(
             loopback=is_loopback(self._address), hosts=settings.http_hosts, cors_origins=settings.http_cors_origins

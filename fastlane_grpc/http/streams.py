@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from starlette.types import Scope, Send
 
 from fastlane_grpc import api
+from fastlane_grpc.call_record import CALL
 from fastlane_grpc.http.connection import CONNECTION, Connection
 from fastlane_grpc.http.problem import HttpError, problem_of
 
@@ -34,6 +35,7 @@ async def stream_response(
     assert task is not None, "a handler runs in a task"
     connection.on_lost = task.cancel
     started = False
+    record = CALL.get()
 
     async def start() -> None:
         nonlocal started
@@ -45,6 +47,8 @@ async def stream_response(
         if not started:
             await start()
         await connection.send_chunk(data)
+        if record is not None:
+            record.bytes_sent += len(data)
 
     async def write_head(data: bytes) -> None:
         raise _HeadComplete

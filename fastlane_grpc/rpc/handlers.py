@@ -14,6 +14,7 @@ from google.rpc.status_pb2 import Status
 from fastlane_grpc.api.audit import writes
 from fastlane_grpc.api.error_table import status_of
 from fastlane_grpc.api.request_parser import RequestParser
+from fastlane_grpc.call_record import note
 from fastlane_grpc.counts import CallCounts, Counts
 from fastlane_grpc.trust import PEER, Peer
 
@@ -61,7 +62,9 @@ def _guarded(
         if names_peer:
             PEER.set(Peer(context.peer(), certificate_name(context) if mutual else ""))
         try:
-            response = await call(parser.parse(data), context)
+            request = parser.parse(data)
+            note(request)
+            response = await call(request, context)
             code = grpc.StatusCode.OK
             return response
         except grpc.aio.AbortError:

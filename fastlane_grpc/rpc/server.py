@@ -4,6 +4,7 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from fastlane_grpc.api import Calls, Service
+from fastlane_grpc.call_log import CallLog
 from fastlane_grpc.config import Settings
 from fastlane_grpc.counts import Counts
 from fastlane_grpc.errors import CannotServe
@@ -11,6 +12,7 @@ from fastlane_grpc.machine.address import cannot_listen
 from fastlane_grpc.machine.open_files import MOST_CONNECTIONS
 from fastlane_grpc.rpc import handlers, reflection
 from fastlane_grpc.rpc.authentication import Authentication
+from fastlane_grpc.rpc.call_logging import CallLogging
 from fastlane_grpc.rpc.servicers import (
     ExecutionServicer,
     HostServicer,
@@ -49,9 +51,10 @@ class RpcServer:
         counts: Counts | None = None,
         certificates: Certificates | None = None,
         access: Access | None = None,
+        call_log: CallLog | None = None,
     ) -> None:
         """`certificates`: those of TLS; without them connections are not encrypted. `access`: the tokens in force;
-        without it anybody may do anything."""
+        without it anybody may do anything. `call_log`: where calls are logged; None: nowhere."""
         counts = counts or Counts()
         self._service = service
         self._started = False
@@ -59,7 +62,10 @@ class RpcServer:
         self._serves: dict[str, bool] = {}
         self._server = grpc.aio.server(
             options=_options(settings, max_connections, idle_seconds, min_ping_seconds),
-            interceptors=[Authentication(access, counts)] if access else (),
+            interceptors=[
+                *([CallLogging(call_log, mutual=bool(certificates and certificates.mutual))] if call_log else ()),
+                *([Authentication(access, counts)] if access else ()),
+            ],
         )
         calls = Calls(service, limited=access is not None)
         services = pb.DESCRIPTOR.services_by_name

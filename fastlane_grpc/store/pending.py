@@ -4,7 +4,10 @@ import asyncio
 import concurrent.futures
 from collections.abc import Callable, Generator, Sequence
 from contextlib import suppress
+from time import perf_counter
 from typing import Any, Generic, NamedTuple, TypeVar
+
+from fastlane_grpc.call_record import CALL, CallRecord
 
 T = TypeVar("T")
 
@@ -12,9 +15,11 @@ T = TypeVar("T")
 class Pending(Generic[T]):
     """The caller's thread decides which of the two it is. To stop waiting does not undo the call."""
 
-    __slots__ = ("_future", "on_loop")
+    __slots__ = ("_future", "_what", "on_loop")
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, what: str) -> None:
+        """`what`: the name of the wait in the record of the call that waits."""
+        self._what = what
         self.on_loop = _running() is loop
         self._future: asyncio.Future[T] | concurrent.futures.Future[T] = (
             loop.create_future() if self.on_loop else concurrent.futures.Future()
@@ -23,6 +28,8 @@ class Pending(Generic[T]):
     def __await__(self) -> Generator[object, None, T]:
         if isinstance(self._future, concurrent.futures.Future):
             raise RuntimeError("this was asked for outside the store's loop: use result()")
+        if (record := CALL.get()) is not None:
+            return self._recorded(record, self._future)
         return self._future.__await__()
 
     def result(self, timeout: float | None = None) -> T:
@@ -30,6 +37,13 @@ class Pending(Generic[T]):
         if isinstance(self._future, concurrent.futures.Future):
             return self._future.result(timeout)
         raise RuntimeError("this was asked for on the loop, which must not block: await it")
+
+    def _recorded(self, record: CallRecord, future: "asyncio.Future[T]") -> Generator[object, None, T]:
+        start = perf_counter()
+        try:
+            return (yield from future.__await__())
+        finally:
+            record.note_wait(self._what, perf_counter() - start)
 
     def settle(self, answer: T, error: Exception | None) -> None:
         if self._future.done():

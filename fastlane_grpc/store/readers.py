@@ -72,7 +72,7 @@ class Readers:
     def read(self, work: Callable[[Connection], T], *, many: Many | None = None) -> Pending[T]:
         """Run `work`, one statement that is read to its last row: an open statement would keep SQLite from cutting its
         log. Neighbours in the queue whose `many` are equal are run by one call of it."""
-        pending: Pending[T] = Pending(self._loop)
+        pending: Pending[T] = Pending(self._loop, "store_read")
         with self._entrance:
             if self._closed:
                 raise ServerStopping("the server is going down")

@@ -255,7 +255,7 @@ def spec_bytes(spec: JobSpec) -> bytes:
 # Fields of a spec that are kept unless they are zero or empty.
 _PLAIN_NAMES = (
     *("image", "command", "working_dir", "user", "pull_policy", "network", "read_only_root", "stop_signal", "priority"),
-    "history",
+    *("history", "registry_credential"),
 )
 _plain_of = attrgetter(*_PLAIN_NAMES)
 # Fields that are kept unless they are None or empty; most specs have none of them.
@@ -308,6 +308,7 @@ def spec_from(data: bytes | str) -> JobSpec:
         dns=None if "dns" not in kept else Dns(**{name: tuple(each) for name, each in kept["dns"].items()}),
         cap_drop=tuple(kept.get("cap_drop", ())),
         volumes=tuple(Volume(**{"name": "", "path": "", **each}) for each in kept.get("volumes", ())),
+        registry_credential=kept.get("registry_credential", ""),
     )
 
 

@@ -136,7 +136,7 @@ class Writer:
     def _put(
         self, work: Work[T], *, until_stored: bool, many: Many | None = None, vital: bool, weight: int = 1
     ) -> Pending[T]:
-        pending: Pending[T] = Pending(self._loop)
+        pending: Pending[T] = Pending(self._loop, "store_write")
         with self._entrance:
             if self._closed:
                 raise ServerStopping("the server is going down")

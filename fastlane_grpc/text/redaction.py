@@ -276,7 +276,7 @@ _HEADER = re.compile(
 )
 # Prefixes by which issuers mark their tokens.
 _PREFIXES = (
-    "gh[pousr]_ github_pat_ glpat- gldt- glrt- xox[abeoprs]- npm_ pypi- hf_ dop_v1_ sk- sk_live_ rk_live_ shpat_"
+    "flt_ gh[pousr]_ github_pat_ glpat- gldt- glrt- xox[abeoprs]- npm_ pypi- hf_ dop_v1_ sk- sk_live_ rk_live_ shpat_"
 )
 _TOKEN = re.compile(
     rf"""(?<![A-Za-z0-9])(?:(?:{"|".join(_PREFIXES.split())})|(?i:bearer)[ ]++(?=\*|[\w.~+/-]*?[0-9]))"""

@@ -382,6 +382,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """PERMISSION_DENIED: the token does not allow the call. If its role is too low: metadata role, which the call needs."""
     ERROR_REASON_TOO_MANY_ATTEMPTS: _ErrorReason.ValueType  # 30
     """RESOURCE_EXHAUSTED, with RetryInfo: too many wrong tokens from the caller's address."""
+    ERROR_REASON_REGISTRY_CREDENTIAL_NOT_FOUND: _ErrorReason.ValueType  # 35
+    """NOT_FOUND: the operator has no such credential, or the task may not use it (metadata: registry_credential)."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Every reason of an error. ErrorInfo.reason is the name without its prefix. The status code of each reason is part of
@@ -450,6 +452,8 @@ ERROR_REASON_PERMISSION_DENIED: ErrorReason.ValueType  # 29
 """PERMISSION_DENIED: the token does not allow the call. If its role is too low: metadata role, which the call needs."""
 ERROR_REASON_TOO_MANY_ATTEMPTS: ErrorReason.ValueType  # 30
 """RESOURCE_EXHAUSTED, with RetryInfo: too many wrong tokens from the caller's address."""
+ERROR_REASON_REGISTRY_CREDENTIAL_NOT_FOUND: ErrorReason.ValueType  # 35
+"""NOT_FOUND: the operator has no such credential, or the task may not use it (metadata: registry_credential)."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015
 
 class _DeliveryState:
@@ -608,6 +612,7 @@ class JobSpec(_message.Message):
     DNS_FIELD_NUMBER: _builtins.int
     CAP_DROP_FIELD_NUMBER: _builtins.int
     VOLUMES_FIELD_NUMBER: _builtins.int
+    REGISTRY_CREDENTIAL_FIELD_NUMBER: _builtins.int
     image: _builtins.str
     """Required. The image, as for `docker run`: name, tag, digest, registry with port. Stored and returned exactly as
     given.
@@ -641,6 +646,11 @@ class JobSpec(_message.Message):
     history: _builtins.int
     """Number of executions that are kept of a job that is not final, 1 to 10 000; older ones are deleted with their logs.
     Zero: the server's default. Logs are deleted by age as well.
+    """
+    registry_credential: _builtins.str
+    """Name of a credential that the operator has for the image's registry. The image is pulled with it, if it is pulled.
+    NOT_FOUND: there is none, or the task may not use it. Empty: the operator's first one for the registry that the task
+    may use, else what `docker login` left.
     """
     @_builtins.property
     def args(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
@@ -785,10 +795,11 @@ class JobSpec(_message.Message):
         dns: Global___Dns | None = ...,
         cap_drop: _abc.Iterable[_builtins.str] | None = ...,
         volumes: _abc.Iterable[Global___Volume] | None = ...,
+        registry_credential: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["cron", b"cron", "dns", b"dns", "expire_time", b"expire_time", "limits", b"limits", "metadata", b"metadata", "retry", b"retry", "start_at", b"start_at", "start_in", b"start_in", "stop_grace", b"stop_grace", "stop_when_unwatched", b"stop_when_unwatched", "timeout", b"timeout", "unique", b"unique"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["args", b"args", "cap_drop", b"cap_drop", "command", b"command", "cron", b"cron", "dns", b"dns", "entrypoint", b"entrypoint", "envs", b"envs", "expire_time", b"expire_time", "extra_hosts", b"extra_hosts", "history", b"history", "image", b"image", "labels", b"labels", "limits", b"limits", "metadata", b"metadata", "network", b"network", "notifications", b"notifications", "priority", b"priority", "pull_policy", b"pull_policy", "read_only_root", b"read_only_root", "retry", b"retry", "start_at", b"start_at", "start_in", b"start_in", "stop_grace", b"stop_grace", "stop_signal", b"stop_signal", "stop_when_unwatched", b"stop_when_unwatched", "timeout", b"timeout", "tmpfs", b"tmpfs", "ulimits", b"ulimits", "unique", b"unique", "user", b"user", "volumes", b"volumes", "working_dir", b"working_dir"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["args", b"args", "cap_drop", b"cap_drop", "command", b"command", "cron", b"cron", "dns", b"dns", "entrypoint", b"entrypoint", "envs", b"envs", "expire_time", b"expire_time", "extra_hosts", b"extra_hosts", "history", b"history", "image", b"image", "labels", b"labels", "limits", b"limits", "metadata", b"metadata", "network", b"network", "notifications", b"notifications", "priority", b"priority", "pull_policy", b"pull_policy", "read_only_root", b"read_only_root", "registry_credential", b"registry_credential", "retry", b"retry", "start_at", b"start_at", "start_in", b"start_in", "stop_grace", b"stop_grace", "stop_signal", b"stop_signal", "stop_when_unwatched", b"stop_when_unwatched", "timeout", b"timeout", "tmpfs", b"tmpfs", "ulimits", b"ulimits", "unique", b"unique", "user", b"user", "volumes", b"volumes", "working_dir", b"working_dir"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -4,7 +4,7 @@ import re
 from typing import Any
 
 from fastlane_grpc import client as api
-from fastlane_grpc import config
+from fastlane_grpc.text.values import read_bytes
 
 # Mount options that are in force anyway.
 _DEFAULTS = {"rw", "noexec", "nosuid", "nodev"}
@@ -17,7 +17,7 @@ def read_tmpfs(text: str) -> api.Tmpfs:
     for word in words.split(",") if words else ():
         name, _, value = word.partition("=")
         if name == "size":
-            size_bytes = config.read_bytes(value)
+            size_bytes = read_bytes(value)
         elif name == "mode" and re.fullmatch("[0-7]{1,5}", value):
             mode = int(value, 8)
         elif word == "exec":

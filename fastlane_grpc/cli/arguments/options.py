@@ -7,10 +7,10 @@ from typing import Any, TypeVar
 import click
 from click.core import ParameterSource
 
-from fastlane_grpc import config
 from fastlane_grpc.cli.arguments import contexts
 from fastlane_grpc.cli.arguments.encoding import escaped, is_utf8
 from fastlane_grpc.pools import read_pattern
+from fastlane_grpc.text import values
 from fastlane_grpc.v1 import fastlane_pb2
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -20,7 +20,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 class Reads(click.ParamType[object]):
-    """Text that a function of `config` reads, by the same strict rules as the settings, or one of ours."""
+    """Text that a function of `values` reads, by the same strict rules as the settings, or one of ours."""
 
     def __init__(self, name: str, read: Callable[[str], object]) -> None:
         self.name = name
@@ -41,8 +41,8 @@ def _read_grace(text: str) -> timedelta:
     if text == "0s":
         return timedelta(0)
     try:
-        return config.read_duration(text)
-    except config.TooLong:
+        return values.read_duration(text)
+    except values.TooLong:
         raise
     except ValueError:
         raise ValueError("must be a duration, as 10s or 1m30s; 0s: SIGKILL at once") from None
@@ -53,8 +53,8 @@ def _read_age(text: str) -> timedelta:
     if text == "0s":
         return timedelta(0)
     try:
-        return config.read_duration(text)
-    except config.TooLong:
+        return values.read_duration(text)
+    except values.TooLong:
         raise
     except ValueError:
         raise ValueError("must be an age, as 30d, 12h or 1d12h; 0s: any age") from None
@@ -64,7 +64,7 @@ def _read_delay(text: str) -> timedelta:
     """Unlike other durations it may be none at all, which is now."""
     if text == "0s":
         return timedelta(0)
-    return config.read_duration(text)
+    return values.read_duration(text)
 
 
 def _read_time(text: str) -> datetime:
@@ -81,7 +81,7 @@ def _read_moment(text: str) -> datetime:
     """So long ago, or a time; one without a zone is this machine's."""
     try:
         return datetime.now(UTC) - _read_age(text)
-    except config.TooLong:
+    except values.TooLong:
         raise
     except ValueError:
         pass
@@ -94,12 +94,12 @@ def _read_moment(text: str) -> datetime:
 def _read_server(text: str) -> str:
     """Read the address of a server to connect to, which needs a port. (A server may listen on port 0.)"""
     try:
-        if int(config.read_address(text).rpartition(":")[2]):
+        if int(values.read_address(text).rpartition(":")[2]):
             return text
     except ValueError:
         if "://" in text:
             raise
-    raise ValueError(f"must be HOST:PORT, as {config.DEFAULT_LISTEN}")
+    raise ValueError(f"must be HOST:PORT, as {values.DEFAULT_LISTEN}")
 
 
 def _read_pair(text: str) -> tuple[str, str]:
@@ -120,38 +120,38 @@ def _read_variable(text: str) -> tuple[str, str | None]:
 
 def _read_max_running(text: str) -> int:
     try:
-        return 0 if text == config.OFF else config.read_count(text)
+        return 0 if text == values.OFF else values.read_count(text)
     except ValueError as error:
-        raise ValueError(f"{error}; or {config.OFF}: no limit") from None
+        raise ValueError(f"{error}; or {values.OFF}: no limit") from None
 
 
 def _read_rate(text: str) -> tuple[int, timedelta | None]:
     """Read a number of starts and the length of their window."""
-    if text == config.OFF:
+    if text == values.OFF:
         return 0, None
     starts, slash, window = text.partition("/")
     try:
         if slash:
-            return config.read_count(starts), config.read_duration(window)
+            return values.read_count(starts), values.read_duration(window)
     except ValueError:
         pass
-    raise ValueError(f"must be NUMBER/DURATION, as 100/1m; or {config.OFF}: no limit")
+    raise ValueError(f"must be NUMBER/DURATION, as 100/1m; or {values.OFF}: no limit")
 
 
-DURATION = Reads("duration", config.read_duration)
+DURATION = Reads("duration", values.read_duration)
 GRACE = Reads("duration", _read_grace)
 PATTERN = Reads("names", read_pattern)
 AGE = Reads("age", _read_age)
 DELAY = Reads("duration", _read_delay)
 TIME = Reads("time", _read_time)
 MOMENT = Reads("age|time", _read_moment)
-SIZE = Reads("bytes", config.read_bytes)
+SIZE = Reads("bytes", values.read_bytes)
 ADDRESS = Reads("host:port", _read_server)
 PAIR = Reads("name=value", _read_pair)
 MAX_RUNNING = Reads("number|off", _read_max_running)
 RATE = Reads("number/duration|off", _read_rate)
-URL = Reads("url", config.read_webhook_url)
-MAIL_ADDRESS = Reads("address", config.read_mail_address)
+URL = Reads("url", values.read_webhook_url)
+MAIL_ADDRESS = Reads("address", values.read_mail_address)
 VARIABLE = Reads("name[=value]", _read_variable)
 
 # As they are written on a command line: "timed-out".
@@ -203,7 +203,7 @@ def _address(ctx: click.Context, param: click.Parameter, value: str) -> str:
     ctx.meta[CONTEXT] = chosen
     if chosen is not None:
         return chosen.address
-    return config.DEFAULT_LISTEN
+    return values.DEFAULT_LISTEN
 
 
 def _check_one_server(ctx: click.Context, name: str | None) -> None:
@@ -229,7 +229,7 @@ def talks_to_server(function: Function) -> Function:
         "--address",
         type=ADDRESS,
         envvar="FASTLANE_ADDRESS",
-        default=config.DEFAULT_LISTEN,
+        default=values.DEFAULT_LISTEN,
         show_default=True,
         show_envvar=True,
         is_eager=True,

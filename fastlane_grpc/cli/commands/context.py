@@ -7,12 +7,12 @@ from pathlib import Path
 
 import click
 
-from fastlane_grpc import config
 from fastlane_grpc.cli.arguments import contexts
 from fastlane_grpc.cli.arguments.contexts import DEFAULT, VARIABLE, Context
 from fastlane_grpc.cli.arguments.options import ADDRESS, answers
 from fastlane_grpc.cli.display.terminal import say
 from fastlane_grpc.cli.errors import WRONG_USE, Failure
+from fastlane_grpc.text.values import DEFAULT_LISTEN
 
 
 @click.group()
@@ -96,7 +96,7 @@ def ls(environ: Mapping[str, str], /, *, form: str) -> int:
     """
     found = contexts.read(environ)
     used = environ.get(VARIABLE) or found.current or DEFAULT
-    rows = [(DEFAULT, Context(config.DEFAULT_LISTEN)), *sorted(found.by_name.items())]
+    rows = [(DEFAULT, Context(DEFAULT_LISTEN)), *sorted(found.by_name.items())]
     if form == "json":
         for name, each in rows:
             click.echo(json.dumps({"name": name, "current": name == used, **asdict(each)}))

@@ -328,6 +328,7 @@ def _job_facts(job: pb.Job, now: datetime) -> Iterator[tuple[str, str]]:
     yield "dns", " ".join([*spec.dns.servers, *spec.dns.search_domains, *spec.dns.options])
     yield "root", "read-only" if spec.read_only_root else ""
     yield "pull", _word(pb.JobSpec.PullPolicy, spec.pull_policy).removeprefix("policy_")
+    yield "credential", spec.registry_credential
     yield "stop", ", ".join(_stopping(spec))
     yield "priority", str(spec.priority or "")
     yield "retries", _retries(spec.retry) if spec.HasField("retry") else ""

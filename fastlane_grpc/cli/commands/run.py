@@ -142,6 +142,12 @@ _JOB_OPTIONS = [
         type=click.Choice(["missing", "always", "never"]),
         help="When to pull the image.  [default: missing]",
     ),
+    click.option(
+        "--registry-credential",
+        default="",
+        metavar="NAME",
+        help="Pull the image with this credential of the operator.  [default: the one for the registry]",
+    ),
     click.option("--memory", "memory_bytes", type=SIZE, default=0, help="Memory limit, as 512m or 1g."),
     click.option("--cpus", type=click.FloatRange(min=0), default=0.0, metavar="NUMBER", help="CPU limit, as 0.5."),
     click.option(
