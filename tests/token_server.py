@@ -85,8 +85,8 @@ class TokenServer:
             name, _, actions = rest.rpartition(":")
             access.append({"type": kind, "name": name, "actions": actions.split(",")})
         now = int(time.time())
-        claims = {"iss": ISSUER, "aud": SERVICE, "sub": "me", "jti": str(time.monotonic_ns()), "access": access}
-        claims |= {"nbf": now - 60, "iat": now, "exp": now + 60}
+        claims: dict[str, object] = {"iss": ISSUER, "aud": SERVICE, "sub": "me", "jti": str(time.monotonic_ns())}
+        claims |= {"access": access, "nbf": now - 60, "iat": now, "exp": now + 60}
         certificate = "".join(self._certificate.read_text().splitlines()[1:-1])
         signed = f"{_part({'typ': 'JWT', 'alg': 'RS256', 'x5c': [certificate]})}.{_part(claims)}"
         sign = [tool("openssl"), "dgst", "-sha256", "-sign", self._key]

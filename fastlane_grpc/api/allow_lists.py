@@ -1,4 +1,4 @@
-"""The choice of what jobs may use: networks and volumes of the hosts of their tasks, and credentials of the operator."""
+"""The choice of what jobs may use: networks and volumes of their hosts, and credentials of the operator."""
 
 from collections.abc import Iterator
 

@@ -19,7 +19,7 @@ _TOKEN_USER = "<token>"
 
 @dataclass(frozen=True, slots=True)
 class Credential:
-    """What a registry is shown: a user with a password, or an identity token."""
+    """A user with a password, or an identity token, which a registry is shown."""
 
     username: str = ""
     password: str = field(default="", repr=False)
