@@ -58,17 +58,24 @@ def test_the_scheduler_finds_a_node_for_a_pod(cluster: "Cluster", namespace: str
 
 def test_a_container_outlives_the_kubelet_and_containerd(own_cluster: "Cluster", namespace: str) -> None:
     node = own_cluster.nodes["n1"]
-    script = "until [ -e /tmp/end ]; do sleep 0.1; done; exit 3"
+    script = "mkfifo /tmp/end; read line </tmp/end; exit 3"
     pod = start_pod(own_cluster, namespace, "outlives", script, node="n1")
     wait_for_phase(pod, "Running")
+    wait_until(lambda: is_at_fifo(script), "the container waits")
     node.kill("kubelet")
     node.kill("containerd")
     (process,) = processes_with(script)
-    Path("/proc", str(process), "root", "tmp", "end").touch()
+    Path("/proc", str(process), "root", "tmp", "end").write_text("\n")
     wait_until(lambda: not processes_with(script), "the container ends")
     node.start_containerd()
     node.start_kubelet()
     assert exit_code(wait_for_phase(pod, "Failed")) == 3
+
+
+def is_at_fifo(script: str) -> bool:
+    """Whether the shell has made its pipe: by a process, which looks like the shell for a moment."""
+    processes = processes_with(script)
+    return len(processes) == 1 and Path("/proc", str(processes[0]), "root", "tmp", "end").exists()
 
 
 def test_an_api_server_that_is_killed_comes_back_with_its_pods(own_cluster: "Cluster", namespace: str) -> None:
@@ -88,8 +95,10 @@ def test_a_node_that_is_cut_off_is_not_reached_until_it_is_back(own_cluster: "Cl
 
 
 def kubelet_answers(address: str) -> bool:
+    from tests.cluster.node import KUBELET_PORT
+
     try:
-        with socket.create_connection((address, 10250), timeout=1):
+        with socket.create_connection((address, KUBELET_PORT), timeout=1):
             return True
     except OSError:
         return False

@@ -8,15 +8,17 @@ import json
 import signal
 import subprocess
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from tests.cluster import cgroups
 from tests.cluster.control_plane import ADDRESS, BRIDGE
-from tests.cluster.processes import Failed, children, end, kill, run, spawn, start, tail, wait_until
+from tests.cluster.processes import Failed, children, end, kill, run, runs, spawn, start, tail, wait_until
 from tests.tools import ROOT
 
+KUBELET_PORT = 10250
 PAUSE_IMAGE = "fastlane.example/pause:1"
 
 # The first process. A kubelet insists on three settings of the kernel, which would be the whole machine's; so it is
@@ -83,9 +85,24 @@ class Node:
         kill(self._pid_file(program))
 
     def start_kubelet(self) -> None:
-        """Start the kubelet, also again after `kill`."""
-        words = (f"--config={self.directory / 'kubelet.json'}", f"--kubeconfig={self.kubeconfig}")
-        self._start(self.programs / "kubelet", *words, f"--hostname-override={self.name}", f"--node-ip={self.address}")
+        """Start the kubelet, also again after `kill`, and return when it serves.
+
+        A kubelet ends if containerd is not ready for it. As on any node, it is then started again.
+        """
+        words = (
+            f"--config={self.directory / 'kubelet.json'}",
+            f"--kubeconfig={self.kubeconfig}",
+            f"--hostname-override={self.name}",
+            f"--node-ip={self.address}",
+        )
+
+        def serves() -> bool:
+            if not runs(self._pid_file("kubelet")):
+                with suppress(Failed):
+                    self._start(self.programs / "kubelet", *words)
+            return self._listens(KUBELET_PORT)
+
+        wait_until(serves, f"the kubelet of {self.name} serves")
 
     def start_containerd(self) -> None:
         """Start containerd, also again after `kill`, and return when it answers."""
@@ -160,7 +177,18 @@ class Node:
 
     def _start(self, program: str | Path, *words: str | Path) -> None:
         name = Path(program).name
-        start(self.enter(program, *words), self.directory / f"{name}.log", self._pid_file(name))
+        start(self.enter(program, *words), self._log(name), self._pid_file(name))
+
+    def _listens(self, port: int) -> bool:
+        """Whether a process of the node listens at the port."""
+        for line in Path(f"/proc/{self.init}/net/tcp").read_text().splitlines()[1:]:
+            _, local, _, state, *_ = line.split()
+            if (local.rpartition(":")[2], state) == (f"{port:04X}", "0A"):
+                return True
+        return False
+
+    def _log(self, program: str) -> Path:
+        return self.directory / f"{program}.log"
 
     def _pid_file(self, program: str) -> Path:
         return self.directory / f"{program}.pid"

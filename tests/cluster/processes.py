@@ -81,7 +81,7 @@ def tail(log: Path, lines: int = 5) -> str:
 
 
 def runs(pid_file: Path) -> bool:
-    """Whether the process whose id is in the file runs."""
+    """Whether the process whose id is in the file runs; there need not be a file."""
     try:
         stat = Path(f"/proc/{int(pid_file.read_text())}/stat").read_text()
     except OSError:
