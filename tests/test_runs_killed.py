@@ -37,7 +37,7 @@ pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.timeout(600 + 60
 FACTOR = 60
 MINUTE = timedelta(minutes=1)
 FINAL = [state for state in pb.State.values() if state >= pb.STATE_SUCCEEDED]
-# Sends a mail to the test, at the address of the engine's first bridge. The mail says in which container it was written.
+# Sends a mail to the test, at the address of the engine's first bridge. The mail names the container that wrote it.
 # Succeeds if the receiver has answered all, QUIT too (221): `nc` by itself gives up in silence when a busy one is slow.
 SEND = (
     r"printf 'EHLO job\r\nMAIL FROM:<job@here>\r\nRCPT TO:<you@there>\r\nDATA\r\n"
