@@ -12,9 +12,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from kubernetes import client, config
-from kubernetes.client import ApiException
-from kubernetes.config import ConfigException
 from urllib3.exceptions import HTTPError, ReadTimeoutError
 
 from fastlane_grpc.backend import BackendDown
@@ -40,6 +37,12 @@ class ClusterApi:
         self, *, kubeconfig: Path | None = None, context: str = "", namespace: str, answer_seconds: float = 30
     ) -> None:
         """Raises BackendDown if there is no configuration, or none that can be read."""
+        # Not at the top: servers of Docker hosts alone do not have the client, and its import takes half a second.
+        try:
+            from kubernetes import client, config
+            from kubernetes.config import ConfigException
+        except ImportError as error:
+            raise BackendDown(f"the client library of Kubernetes is not installed: {error}") from error
         self.namespace = namespace
         self._answer_seconds = answer_seconds
         configuration = client.Configuration()
@@ -162,6 +165,9 @@ class ClusterApi:
         read_seconds: float | None,
     ) -> Any:
         """Return the response, whose body is not read yet. Raises BackendDown and ClusterRefuses."""
+        from kubernetes.client import ApiException
+        from kubernetes.config import ConfigException
+
         headers = {"Accept": "application/json", "Content-Type": content_type}
         try:
             request = self._client.param_serialize(
