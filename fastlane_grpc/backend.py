@@ -3,7 +3,7 @@
 The module imports no backend and no SDK. Every promise of `execution/` rests on the words of this module alone.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import Enum
@@ -248,6 +248,12 @@ class Backend(Protocol):
         """Create the container of an execution, with its description as `wrapper` changes it.
 
         Raises CannotRun, NameTaken, ImageGone, and whatever `wrapper` raises; then nothing was created.
+        """
+
+    def unpack(self, handle: Handle, archive: Iterable[bytes]) -> None:
+        """Unpack a tar archive at the root of a container that was not started.
+
+        Raises ContainerGone, and whatever the iteration of `archive` raises.
         """
 
     def before_start(self, handle: Handle) -> Handle:

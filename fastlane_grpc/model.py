@@ -72,6 +72,7 @@ class Reason(IntEnum):
     HOST_GONE = 11
     START_UNKNOWN = 12
     REGISTRY_UNAVAILABLE = 13
+    INPUT_UNAVAILABLE = 14
 
 
 class WaitReason(IntEnum):
@@ -164,6 +165,23 @@ class Volume:
     name: str
     path: str
     read_only: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Input:
+    """A file, or with `unpack` the files of a tar archive, in the container from its start.
+
+    The content is stored under its checksum. `content` is set only until then, if the request had it.
+    """
+
+    path: str
+    sha256: str
+    size_bytes: int
+    mode: int = 0
+    uid: int = 0
+    gid: int = 0
+    unpack: bool = False
+    content: bytes | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -395,6 +413,7 @@ class JobSpec:
     dns: Dns | None = None
     cap_drop: Sequence[str] = ()
     volumes: Sequence[Volume] = ()
+    inputs: Sequence[Input] = ()
     registry_credential: str = ""
 
     @property

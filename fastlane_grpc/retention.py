@@ -18,6 +18,7 @@ from functools import partial
 import structlog
 
 from fastlane_grpc.errors import DiskFull, ServerStopping, StoreFailed
+from fastlane_grpc.inputs import InputFiles
 from fastlane_grpc.logs import Logs
 from fastlane_grpc.model import Execution, utc_now
 from fastlane_grpc.store import Count, PruneCandidate, PruneCursor, PruneQuery, Store
@@ -41,6 +42,8 @@ LEFT_OVER_SECONDS = 5.0
 REST_SECONDS = 5.0
 RETRY_SECONDS = 30.0
 LONGEST_SECONDS = 3600.0
+# The shortest time between two looks at the contents of inputs.
+INPUTS_SECONDS = 600.0
 
 log = structlog.get_logger(__name__)
 
@@ -85,6 +88,7 @@ class Retention:
         logs: Logs,
         limits: RetentionLimits,
         *,
+        inputs: InputFiles | None = None,
         now: Callable[[], datetime] = utc_now,
         rest_seconds: float = REST_SECONDS,
         call_seconds: float = CALL_SECONDS,
@@ -99,6 +103,8 @@ class Retention:
         # The thread is started now: later the machine may have no further thread.
         self._thread.submit(int)
         self._wake = Wakeup()
+        self._inputs = inputs
+        self._inputs_due = 0.0
         self._closed = False
         # Announced since the last look at the change log.
         self._changes = 0
@@ -178,6 +184,7 @@ class Retention:
         await self._prune_deliveries(now)
         await self._prune_audit(now)
         await self._prune_changes(now)
+        await self._prune_inputs()
         return total
 
     async def _due_seconds(self, now: datetime) -> float:
@@ -241,6 +248,17 @@ class Retention:
             if await self._store.prune_audit(before=now - self._limits.keep_jobs, limit=STEP_CHANGES) < STEP_CHANGES:
                 return
             await self._pause(began)
+
+    async def _prune_inputs(self) -> None:
+        """Delete the contents of inputs that no job uses."""
+        if self._inputs is None or time.monotonic() < self._inputs_due:
+            return
+        self._check_open()
+        self._inputs_due = time.monotonic() + INPUTS_SECONDS
+        in_use = self._store.inputs_in_use
+        delete = partial(self._inputs.delete_unused, lambda checksums: in_use(checksums).result())
+        if deleted := await asyncio.get_running_loop().run_in_executor(self._thread, delete):
+            log.info("inputs deleted that no job uses", files=deleted)
 
     async def _prune_changes(self, now: datetime) -> None:
         """Delete the changes that are too old or too many."""

@@ -11,9 +11,10 @@ from google.protobuf.message import Message
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
-from fastlane_grpc.api import Service
+from fastlane_grpc.api import Inputs, Service
 from fastlane_grpc.app import Server
 from fastlane_grpc.errors import HostNotFound
+from fastlane_grpc.inputs import InputFiles
 from fastlane_grpc.model import Execution, HostReport, Outcome, Reason, State, Stop, WaitReason, utc_now
 from fastlane_grpc.record import RecordWriter
 from fastlane_grpc.retention import Retention, RetentionLimits
@@ -80,7 +81,10 @@ class RpcHarness(Parts):
         self.open_tails(self.parts)
         self.open_watches(self.parts)
         self.open_retention(self.parts)
-        self.service = Service(self.store, self.tails, self.places, self.retention, self.settings, self.watches)
+        self.inputs = Inputs(InputFiles(self.settings.data_dir / "inputs"), self.settings)
+        self.service = Service(
+            self.store, self.tails, self.places, self.retention, self.settings, self.watches, self.inputs
+        )
         self.listeners.append(self.service.job_watches.changed)
         self.server = self.rpc = RpcServer(self.service, self.settings)
         self.server.listen()

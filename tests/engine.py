@@ -22,6 +22,7 @@ import pytest
 from fastlane_grpc.docker import CaptureChoice, DockerBackend, DockerCaptures, Engine
 from fastlane_grpc.docker.handle import unpacked
 from fastlane_grpc.execution import BackendRunner, Host, Step
+from fastlane_grpc.inputs import InputFiles
 from fastlane_grpc.logs import Logs
 from fastlane_grpc.model import Assignment, CaptureMode, Execution, JobSpec, Source, State
 from fastlane_grpc.record import Chunk, Gap, Position, RecordReader, Trailer
@@ -216,6 +217,7 @@ class EngineHarness:
             self.logs,
             self.host,
             default_timeout=timedelta(seconds=SECONDS),
+            inputs=InputFiles(self.directory / "inputs"),
             start_answer_seconds=2,
             retry_seconds=self.retry_seconds,
             step=self._step,

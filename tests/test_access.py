@@ -68,6 +68,7 @@ MAY: Mapping[str, frozenset[str]] = {
             "BatchRetryJobs",
             "StopExecution",
             "RedeliverNotification",
+            "UploadInput",
         ]
     ),
     "operate": frozenset(["UpdateTask", "DrainHost", "ResumeHost", "Prune", "ListAuditEntries"]),
@@ -183,7 +184,7 @@ def test_each_method_is_admitted_or_refused_by_the_table(guarded: Guarded, name:
 def test_each_path_is_admitted_or_refused_by_the_table(guarded: Guarded, name: str) -> None:
     headers = {} if name == "none" else {"Authorization": f"Bearer {guarded.tokens.get(name, WRONG)}"}
     for route in ROUTES:
-        path = route.path.format(job_id="x", task_id="-", execution_id="x", delivery_id="x", host="x")
+        path = route.path.format(job_id="x", task_id="-", execution_id="x", delivery_id="x", host="x", sha256="x")
         body = None if route.verb == "GET" else {}
         status, got, content = ask(guarded.server, route.verb, path, body, **headers)
         told = json.loads(content).get("reason", "") if content.startswith(b'{"type"') else ""
@@ -271,6 +272,7 @@ def hidden_requests(guarded: Guarded) -> Mapping[str, tuple[Any, str]]:
         "BatchStopJobs": (pb.BatchStopJobsRequest(filter=pb.JobFilter(job_ids=[job])), "JOB_NOT_FOUND"),
         "BatchRetryJobs": (pb.BatchRetryJobsRequest(filter=pb.JobFilter(labels={"a": "b"})), "PERMISSION_DENIED"),
         "PreviewSchedule": (pb.PreviewScheduleRequest(cron=pb.Cron(expression="* * * * *")), ""),
+        "UploadInput": (pb.UploadInputRequest(sha256="0" * 64, size_bytes=1), ""),
         "GetServerInfo": (None, ""),
         "ListTasks": (None, ""),
     }

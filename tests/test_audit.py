@@ -16,6 +16,7 @@ from google.protobuf.message_factory import GetMessageClass
 
 from fastlane_grpc import client as api
 from fastlane_grpc.api.audit import writes
+from fastlane_grpc.api.calls import NOT_AUDITED
 from fastlane_grpc.client import Client
 from fastlane_grpc.errors import JobNotFound
 from fastlane_grpc.http.routes import methods
@@ -155,7 +156,9 @@ CASES: Mapping[str, Callable[[Client], tuple[Any, Mapping[str, str]]]] = {
 
 
 def test_each_call_of_the_contract_that_writes_is_in_the_audit(server: tuple[Server, str], operator: Client) -> None:
-    assert sorted(CASES) == sorted(name for name, method in methods().items() if writes(method))
+    assert sorted(CASES) == sorted(
+        name for name, method in methods().items() if writes(method) and name not in NOT_AUDITED
+    )
     for method, make in CASES.items():
         request, said = make(operator)
         before = len(list(operator.audit_entries(method=method)))

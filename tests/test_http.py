@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +117,7 @@ async def test_each_call_with_one_answer_answers(harness: HttpHarness) -> None:
         "BatchRetryJobs": {"filter": {"task_id": "t"}, "validate_only": True},
         "PreviewSchedule": {"cron": "0 3 * * *"},
         "Prune": {"older_than": 0, "validate_only": True},
+        "UploadInput": {"size_bytes": 1, "data": "YQ=="},
     }
     # Those of a final job and of a host are refused: there is none. The reason shows that the call was made.
     refused = {"RetryJob": "JOB_NOT_FINAL", "DrainHost": "HOST_NOT_FOUND", "ResumeHost": "HOST_NOT_FOUND"}
@@ -126,7 +128,9 @@ async def test_each_call_with_one_answer_answers(harness: HttpHarness) -> None:
         body = bodies.get(route.method) if route.verb != "GET" else None
         if isinstance(body, dict):
             body = {name: value for name, value in body.items() if name not in route.path_fields}
-        answered = await harness.ask(route.verb, route.path.format(host="x", delivery_id="x", **paths), body)
+        answered = await harness.ask(
+            route.verb, route.path.format(host="x", delivery_id="x", sha256=sha256(b"a").hexdigest(), **paths), body
+        )
         if route.method == "ReplaceJob":
             # Its schedule is gone, and with it what the next two calls are about; so it comes back.
             body = {"task_id": "t", "image": "a", "cron": "0 3 * * *"}

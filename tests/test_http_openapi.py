@@ -188,6 +188,7 @@ RIGHT: Mapping[str, Mapping[str, Any]] = {
     "BatchRetryJobs": {"filter": {"task_id": "t"}},
     "PreviewSchedule": {"cron": "0 3 * * *"},
     "Prune": {"older_than": "0s"},
+    "UploadInput": {"size_bytes": 3},
 }
 VALUES = [
     *[

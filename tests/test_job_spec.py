@@ -3,6 +3,7 @@ is handled."""
 
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping
+from hashlib import sha256
 from typing import Any
 
 import grpc
@@ -104,6 +105,11 @@ VALUES: Mapping[str, tuple[Any, Any]] = {
         [pb.Volume(name="cache", path="/cache")],
     ),
     "cap_drop": (["cap_net_raw", "MKNOD"], ["ALL"]),
+    # Their contents are stored before.
+    "inputs": (
+        [pb.Input(path="/a", sha256=sha256(b"one").hexdigest(), size_bytes=3, mode=0o600, uid=1, gid=2)],
+        [pb.Input(path="/a", sha256=sha256(b"two").hexdigest(), size_bytes=3, mode=0o600, uid=1, gid=2)],
+    ),
     "registry_credential": ("ci", "other"),
 }
 
@@ -151,7 +157,7 @@ IN_CONTAINER: Mapping[str, Mapping[str, Any]] = {
 }
 BY_FASTLANE = {
     *("timeout", "pull_policy", "stop_grace", "priority", "start_in", "start_at", "expire_time", "metadata", "history"),
-    *("notifications", "registry_credential", "stop_when_unwatched"),
+    *("notifications", "inputs", "registry_credential", "stop_when_unwatched"),
     *(path for path in VALUES if path.startswith(("cron.", "retry.", "unique."))),
 }
 
@@ -202,7 +208,11 @@ async def server(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Serv
 @pytest.fixture(scope="module")
 async def jobs(server: Server) -> AsyncIterator[Any]:
     async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
-        yield pb_grpc.JobServiceStub(channel)
+        jobs = pb_grpc.JobServiceStub(channel)
+        for content in (b"one", b"two"):
+            part = pb.UploadInputRequest(sha256=sha256(content).hexdigest(), size_bytes=3, data=content)
+            assert (await jobs.UploadInput(part)).complete
+        yield jobs
 
 
 def test_every_field_is_tried_here() -> None:

@@ -112,7 +112,7 @@ def test_calls_that_write_are_those_that_are_not_said_to_have_no_side_effects() 
     assert {method.name for method in methods if writes(method)} == {
         *("EnqueueJob", "StopJob", "StopExecution", "Prune", "RetryJob", "ReplaceJob"),
         *("PauseSchedule", "ResumeSchedule", "BatchEnqueueJobs", "BatchStopJobs", "BatchRetryJobs"),
-        *("UpdateTask", "DrainHost", "ResumeHost", "RedeliverNotification"),
+        *("UpdateTask", "DrainHost", "ResumeHost", "RedeliverNotification", "UploadInput"),
     }
 
 

@@ -56,6 +56,7 @@ def following(retry: Retry | None, last: Execution, **spec: object) -> NextAttem
         (State.FAILED, Reason.COMMAND_NOT_EXECUTABLE, False),
         (State.FAILED, Reason.REFUSED_BY_ENGINE, False),
         (State.FAILED, Reason.REGISTRY_UNAVAILABLE, True),
+        (State.FAILED, Reason.INPUT_UNAVAILABLE, False),
         (State.LOST, Reason.CONTAINER_GONE, True),
         (State.LOST, Reason.HOST_GONE, True),
         (State.LOST, Reason.START_UNKNOWN, True),

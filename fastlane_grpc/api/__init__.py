@@ -4,6 +4,7 @@ Owns the rules for requests, paging, log streams, the conversion between model a
 Imports protobuf but not gRPC, so that any transport can serve the same calls."""
 
 from fastlane_grpc.api.calls import Calls
+from fastlane_grpc.api.inputs import Inputs
 from fastlane_grpc.api.log_stream import (
     Heartbeat,
     LogEnded,
@@ -25,6 +26,7 @@ __all__ = [
     "EnqueueRequest",
     "ExecutionQuery",
     "Heartbeat",
+    "Inputs",
     "JobQuery",
     "LogEnded",
     "LogEvent",

@@ -37,7 +37,7 @@ async def enqueue_jobs(
     validation.raise_if_invalid(_batch_violations(request))
     batch = service.batch(caller_address)
     if request.HasField("array"):
-        read = _read_array(service, request.array, caller_address, batch)
+        read = await _read_array(service, request.array, caller_address, batch)
     else:
         read = await _read_requests(service, request.requests, caller_address, batch, unknown=unknown)
     stored = iter(await service.enqueue_batch(batch) if len(batch) else ())
@@ -102,7 +102,7 @@ async def _read_requests(
         checked = (each.spec.SerializeToString(), task_id if depends_on_task else "")
         found: _Checked | Refusal | None = valid.get(checked)
         if found is None or unknown or not validation.are_ids_valid(task_id, request_id):
-            found = _check(service, each, caller_address, unknown=unknown)
+            found = await _check(service, each, caller_address, unknown=unknown)
         if isinstance(found, Refusal):
             read.append(found)
             continue
@@ -116,7 +116,7 @@ async def _read_requests(
     return read
 
 
-def _check(
+async def _check(
     service: Service, request: pb.EnqueueJobRequest, caller_address: str, *, unknown: bool = False
 ) -> _Checked | Refusal:
     """Return the request, or the error that EnqueueJob would raise for it."""
@@ -124,17 +124,20 @@ def _check(
         if unknown:
             reject_unknown_fields(request)
         read, violations = converters.read_enqueue(request, caller_address)
-        return _Checked(read, service.check(read, violations))
+        refusal = service.check(read, violations)
+        if read.spec.inputs:
+            read, refusal = await service.with_inputs(read, refusal)
+        return _Checked(read, refusal)
     except Refusal as refusal:
         return refusal
 
 
-def _read_array(
+async def _read_array(
     service: Service, array: pb.JobArray, caller_address: str, batch: EnqueueBatch
 ) -> list[Enqueued | None]:
     """Add the jobs of the array to the batch, and return what `_read_requests` does. An invalid request is an error of
     the whole call."""
-    found = _check(service, array.request, caller_address)
+    found = await _check(service, array.request, caller_address)
     if isinstance(found, InvalidRequest):
         raise InvalidRequest([replace(each, field=f"array.request.{each.field}") for each in found.violations])
     if isinstance(found, Refusal):

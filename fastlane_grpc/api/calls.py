@@ -9,6 +9,7 @@ from google.protobuf.descriptor import MethodDescriptor
 
 from fastlane_grpc.api import batch, converters, notification_converters, times
 from fastlane_grpc.api.audit import audited, writes
+from fastlane_grpc.api.inputs import Upload
 from fastlane_grpc.api.log_stream import Send, StreamEncoding
 from fastlane_grpc.api.page_response import write_page
 from fastlane_grpc.api.service import Service
@@ -19,7 +20,10 @@ from fastlane_grpc.trust import PERMISSIONS
 from fastlane_grpc.v1 import fastlane_pb2 as pb
 
 # Beyond the first release; GetServerInfo names them.
-FEATURES = ("audit", "batches", "cron", "job-logs", "limits", "notifications", "retries", "watch")
+FEATURES = ("audit", "batches", "cron", "inputs", "job-logs", "limits", "notifications", "retries", "watch")
+
+# What is stored means nothing until a job names it, and that is in the audit.
+NOT_AUDITED = frozenset({"UploadInput"})
 
 
 class Calls:
@@ -30,7 +34,7 @@ class Calls:
         self._service = service
         for method in _methods():
             name = "".join(f"_{letter.lower()}" if letter.isupper() else letter for letter in method.name).lstrip("_")
-            if writes(method):
+            if writes(method) and method.name not in NOT_AUDITED:
                 setattr(self, name, audited(getattr(self, name), method, service.settings.secret_names.mask))
             if limited:
                 setattr(self, name, visible_only(getattr(self, name), PERMISSIONS[method.name], service.reads))
@@ -112,6 +116,12 @@ class Calls:
 
     async def batch_retry_jobs(self, request: pb.BatchRetryJobsRequest) -> pb.BatchRetryJobsResponse:
         return await batch.retry_jobs(self._service, request)
+
+    async def upload_input(self, request: pb.UploadInputRequest) -> pb.UploadInputResponse:
+        received_bytes, complete = await self._service.upload_input(
+            Upload(request.sha256, request.size_bytes, request.offset, request.data)
+        )
+        return pb.UploadInputResponse(received_bytes=received_bytes, complete=complete)
 
     # ---- ExecutionService
 
@@ -209,6 +219,7 @@ class Calls:
             keep_logs=times.duration(settings.keep_logs),
             keep_jobs=times.duration(settings.keep_jobs),
             default_history=settings.default_history,
+            max_input_bytes=settings.max_input_bytes,
             features=FEATURES,
         )
 

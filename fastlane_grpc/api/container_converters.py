@@ -1,8 +1,9 @@
 """Conversion of what a container may use between the model and the contract."""
 
+import hashlib
 from collections.abc import Iterable
 
-from fastlane_grpc.model import Dns, JobSpec, Limits, Tmpfs, Ulimit, Volume
+from fastlane_grpc.model import Dns, Input, JobSpec, Limits, Tmpfs, Ulimit, Volume
 from fastlane_grpc.v1 import fastlane_pb2 as pb
 
 
@@ -31,6 +32,21 @@ def read_volumes(messages: Iterable[pb.Volume]) -> tuple[Volume, ...]:
     return tuple(Volume(each.name, each.path, each.read_only) for each in messages)
 
 
+def read_inputs(messages: Iterable[pb.Input]) -> tuple[Input, ...]:
+    return tuple(map(_read_input, messages))
+
+
+def _read_input(message: pb.Input) -> Input:
+    sha256, size_bytes, content = message.sha256, message.size_bytes, None
+    # Without a checksum the content is in the request, and may be empty. With both, the content has to have it.
+    if message.content or not sha256:
+        content = message.content
+        sha256, size_bytes = sha256 or hashlib.sha256(content).hexdigest(), size_bytes or len(content)
+    return Input(
+        *(message.path, sha256, size_bytes, message.mode, message.uid, message.gid, message.unpack), content=content
+    )
+
+
 def read_ulimits(messages: Iterable[pb.Ulimit]) -> tuple[Ulimit, ...]:
     return tuple(Ulimit(each.name, each.soft, each.hard if each.HasField("hard") else None) for each in messages)
 
@@ -54,3 +70,17 @@ def write_options(message: pb.JobSpec, value: JobSpec) -> None:
         message.dns.search_domains.extend(value.dns.search_domains)
         message.dns.options.extend(value.dns.options)
     message.cap_drop.extend(value.cap_drop)
+
+
+def write_inputs(message: pb.JobSpec, inputs: Iterable[Input]) -> None:
+    """Write inputs without their contents."""
+    for each in inputs:
+        message.inputs.add(
+            path=each.path,
+            sha256=each.sha256,
+            size_bytes=each.size_bytes,
+            mode=each.mode,
+            uid=each.uid,
+            gid=each.gid,
+            unpack=each.unpack,
+        )

@@ -16,6 +16,7 @@ from fastlane_grpc.text.sanitize import control_character
 MAX_HOSTS = 64
 MAX_TMPFS = MAX_VOLUMES = MAX_ULIMITS = MAX_SEARCH_DOMAINS = MAX_DNS_OPTIONS = 16
 MAX_DNS_SERVERS = 8
+MAX_INPUTS = 64
 MAX_CAPABILITIES = 64
 
 # The engine's minimum, which the container's first process needs.
@@ -36,6 +37,9 @@ _CAPABILITIES = {
     *("SYS_RAWIO", "SYS_RESOURCE", "SYS_TIME", "SYS_TTY_CONFIG", "WAKE_ALARM"),
 }
 _HOST_NAME = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,251}[A-Za-z0-9_])?")
+_CHECKSUM = re.compile(r"[0-9a-f]{64}")
+# The kernel's largest is reserved.
+_HIGHEST_ID = (1 << 32) - 2
 _DNS_OPTION = re.compile(r"[a-z][a-z0-9-]{0,62}(:[0-9]{1,9})?")
 
 
@@ -142,6 +146,35 @@ def _volumes_violations(spec: JobSpec) -> Iterator[Violation]:
         elif volume.path in taken:
             yield Violation(f"spec.volumes[{number}].path", f"{_shown(volume.path)} is there twice")
         taken.add(volume.path)
+
+
+def inputs_violations(spec: JobSpec) -> Iterator[Violation]:
+    """Yield the violations of the inputs, but for their contents."""
+    if len(spec.inputs) > MAX_INPUTS:
+        yield _too_many("spec.inputs", len(spec.inputs), MAX_INPUTS)
+        return
+    if spec.inputs and spec.read_only_root:
+        yield Violation("spec.inputs", "cannot be written where read_only_root is set")
+    mounts = [*(tmpfs.path for tmpfs in spec.tmpfs), *(volume.path for volume in spec.volumes)]
+    for number, each in enumerate(spec.inputs):
+        field = f"spec.inputs[{number}]"
+        if fault := _path_fault(each.path):
+            yield Violation(f"{field}.path", fault)
+        elif inside := next((mount for mount in mounts if f"{each.path}/".startswith(f"{mount}/")), ""):
+            yield Violation(f"{field}.path", f"{_shown(each.path)} is in {_shown(inside)}, which is mounted later")
+        elif any(each.path == other.path for other in spec.inputs[:number]):
+            yield Violation(f"{field}.path", f"{_shown(each.path)} is there twice")
+        if not _CHECKSUM.fullmatch(each.sha256):
+            yield Violation(f"{field}.sha256", "must be the SHA-256 of the content, as 64 of 0-9 a-f")
+        if each.size_bytes < 0:
+            yield Violation(f"{field}.size_bytes", f"is {each.size_bytes}; it must be 0 or more")
+        if each.mode and each.unpack:
+            yield Violation(f"{field}.mode", "cannot be set with unpack: the entries of the archive have modes")
+        elif each.mode > 0o7777:
+            yield Violation(f"{field}.mode", f"is {each.mode}; it must be at most 4095, which is octal 7777")
+        for name, number_of_owner in (("uid", each.uid), ("gid", each.gid)):
+            if number_of_owner > _HIGHEST_ID:
+                yield Violation(f"{field}.{name}", f"is {number_of_owner}; it must be at most {_HIGHEST_ID}")
 
 
 def network_violations(network: str) -> Iterator[Violation]:

@@ -288,6 +288,7 @@ def _read_spec(spec: pb.JobSpec, violations: list[Violation]) -> JobSpec:
         dns=container_converters.read_dns(spec.dns) if spec.HasField("dns") else None,
         cap_drop=tuple(spec.cap_drop),
         volumes=container_converters.read_volumes(spec.volumes) if spec.volumes else (),
+        inputs=container_converters.read_inputs(spec.inputs) if spec.inputs else (),
         registry_credential=spec.registry_credential,
     )
 
@@ -413,6 +414,8 @@ def _write_spec(message: pb.JobSpec, value: JobSpec) -> None:
     schedule_converters.write_policies(message, value)
     if value.extra_hosts or value.tmpfs or value.ulimits or value.dns or value.cap_drop or value.volumes:
         container_converters.write_options(message, value)
+    if value.inputs:
+        container_converters.write_inputs(message, value.inputs)
 
 
 def execution(value: Execution, waits: Waiting | None) -> pb.Execution:

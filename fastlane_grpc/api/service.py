@@ -10,6 +10,7 @@ from typing import Any, Protocol, TypeVar
 
 from fastlane_grpc.api import validation
 from fastlane_grpc.api.allow_lists import AllowLists
+from fastlane_grpc.api.inputs import Inputs, Upload
 from fastlane_grpc.api.job_filters import (
     RetriedJobs,
     RetryJobsRequest,
@@ -176,6 +177,7 @@ class Service:
         retention: Retention,
         settings: Settings,
         watches: WatchHub,
+        inputs: Inputs,
         receivers: Receivers = NO_RECEIVERS,
     ) -> None:
         """`receivers`: what notifications can be sent to."""
@@ -186,6 +188,7 @@ class Service:
         self._capacity = capacity
         self._retention = retention
         self._watches = watches
+        self._inputs = inputs
         self._receivers = receivers
         self._allow_lists = AllowLists(settings)
         self.job_watches = JobWatches()
@@ -210,6 +213,8 @@ class Service:
         `conversion_violations` are the violations found while the request was converted."""
         self._check_serving()
         refusal = self.check(request, conversion_violations)
+        if request.spec.inputs:
+            request, refusal = await self.with_inputs(request, refusal)
         if request.validate_only:
             if refusal:
                 raise refusal
@@ -231,6 +236,22 @@ class Service:
         of_notifications = self._notification_violations(request.spec.notifications, "spec.notifications")
         validation.raise_if_invalid(chain(conversion_violations, violations, of_notifications))
         return self._never_starts(request.task_id, request.spec, now)
+
+    async def with_inputs(
+        self, request: EnqueueRequest, refusal: Refusal | None
+    ) -> tuple[EnqueueRequest, Refusal | None]:
+        """Store the contents of a checked request's inputs. Return the request with their sizes, and the refusal of the
+        job if its request_id is new. DiskFull."""
+        spec, violations = await self._inputs.stored(request.spec, validate_only=request.validate_only)
+        if violations:
+            refusal = InvalidRequest([*(refusal.violations if refusal else ()), *violations])
+        return replace(request, spec=spec), refusal
+
+    async def upload_input(self, upload: Upload) -> tuple[int, bool]:
+        """Store a part of a content. Return how many bytes of it are stored, and whether it is complete."""
+        self._check_serving()
+        received = await self._inputs.upload(upload)
+        return received, received == upload.size_bytes
 
     def _never_starts(self, task_id: str, spec: JobSpec, now: datetime) -> Refusal | None:
         """Return the refusal of a job that could never start, as time or settings are now."""
@@ -352,13 +373,17 @@ class Service:
                 self._notification_violations(request.spec.notifications, "spec.notifications"),
             )
         )
+        refusal, spec = self._never_starts(request.task_id, request.spec, now), request.spec
+        if spec.inputs:
+            spec, missing = await self._inputs.stored(spec, validate_only=False)
+            refusal = InvalidRequest(missing) if missing else refusal
         job, created = await self._store.replace_job(
             request.job_id,
             task_id=request.task_id,
-            spec=request.spec,
+            spec=spec,
             etag=request.etag,
             caller_address=request.caller_address,
-            refusal=self._never_starts(request.task_id, request.spec, now),
+            refusal=refusal,
         )
         self._capacity.wake_at(job.tick_time)
         return job, created
@@ -587,6 +612,11 @@ class Service:
         )
         with self._counted():
             yield
+
+    @property
+    def streams_open(self) -> int:
+        """The streams in flight."""
+        return self._streams
 
     @contextmanager
     def _counted(self) -> Iterator[None]:

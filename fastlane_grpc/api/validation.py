@@ -10,6 +10,7 @@ from itertools import islice
 
 from fastlane_grpc.api.container_validation import (
     credential_violations,
+    inputs_violations,
     limits_violations,
     network_violations,
     options_violations,
@@ -88,6 +89,8 @@ def enqueue_violations(
         yield from limits_violations(spec.limits)
     if spec.extra_hosts or spec.tmpfs or spec.volumes or spec.ulimits or spec.cap_drop or spec.dns is not None:
         yield from options_violations(spec)
+    if spec.inputs:
+        yield from inputs_violations(spec)
     if spec.registry_credential:
         yield from credential_violations(spec.registry_credential)
     if spec.timeout is not None and not timedelta(milliseconds=1) <= spec.timeout <= max_timeout:

@@ -15,6 +15,7 @@ FORMAT: Final = 1
 MAX_MANIFEST_BYTES: Final = 1 << 16
 
 _UUID = r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}"
+_INPUT = re.compile(r"inputs/[0-9a-f]{64}")
 _RECORD = re.compile(rf"logs/\d{{4}}-\d\d-\d\d/{_UUID}/(log|system)")
 
 
@@ -56,6 +57,11 @@ def is_record(name: str) -> bool:
     return _RECORD.fullmatch(name) is not None
 
 
+def is_input(name: str) -> bool:
+    """Return whether a file of a backup is the content of an input, by its name in the backup."""
+    return _INPUT.fullmatch(name) is not None
+
+
 def belongs(name: str) -> bool:
     """Return whether a backup may hold a file of this name."""
-    return name in {MANIFEST, DATABASE, TOKENS} or is_record(name)
+    return name in {MANIFEST, DATABASE, TOKENS} or is_record(name) or is_input(name)

@@ -1,6 +1,7 @@
 """Takes a backup of a data directory, also while a server serves it.
 
-The database comes first, then the records: so each job has at least as much of its log as it had at that moment."""
+The database comes first, then the records: so each job has at least as much of its log as it had at that moment. The
+contents of inputs come last: a job that the copy of the database has was stored after them."""
 
 import os
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ from tempfile import TemporaryDirectory
 from typing import BinaryIO
 
 from fastlane_grpc.backup.files import Target, opened_target
-from fastlane_grpc.backup.manifest import DATABASE, MANIFEST, TOKENS, BackupError, Manifest, is_record
+from fastlane_grpc.backup.manifest import DATABASE, MANIFEST, TOKENS, BackupError, Manifest, is_input, is_record
 from fastlane_grpc.errors import StoreFailed
 from fastlane_grpc.record import open_record
 from fastlane_grpc.store.offline import copy_database
@@ -29,6 +30,8 @@ def back_up(data_dir: Path, target: str, *, output: BinaryIO, version: str, now:
         for name in record_names(data_dir):
             if size := _add_record(opened, name, data_dir / name):
                 records, record_bytes = records + 1, record_bytes + size
+        for name in input_names(data_dir):
+            _add_input(opened, name, data_dir / name)
         manifest = Manifest(instance, now, version, records, record_bytes)
         text = manifest.as_json()
         opened.add(MANIFEST, BytesIO(text), len(text))
@@ -44,6 +47,13 @@ def record_names(data_dir: Path) -> Iterator[str]:
                 name = f"logs/{day}/{execution_id}/{record}"
                 if is_record(name):
                     yield name
+
+
+def input_names(data_dir: Path) -> Iterator[str]:
+    """Yield the names of all whole contents of inputs below the data directory."""
+    for checksum in _names(data_dir / "inputs"):
+        if is_input(name := f"inputs/{checksum}"):
+            yield name
 
 
 def _names(directory: Path) -> list[str]:
@@ -75,6 +85,15 @@ def _add_tokens(target: Target, path: Path) -> None:
         with path.open("rb") as file:
             target.add(TOKENS, file, os.fstat(file.fileno()).st_size)
     except FileNotFoundError:
+        return
+
+
+def _add_input(target: Target, name: str, path: Path) -> None:
+    try:
+        with path.open("rb") as file:
+            target.add(name, file, os.fstat(file.fileno()).st_size)
+    except FileNotFoundError:
+        # Deleted meanwhile: no job uses it.
         return
 
 

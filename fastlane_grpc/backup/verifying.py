@@ -1,16 +1,18 @@
 """Verifies a data directory or a backup: the database, and every record against it. Nothing is changed."""
 
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
+from hashlib import file_digest
 from pathlib import Path
 
 from fastlane_grpc.backup.manifest import DATABASE, BackupError
-from fastlane_grpc.backup.taking import record_names
+from fastlane_grpc.backup.taking import input_names, record_names
 from fastlane_grpc.errors import StoreFailed
 from fastlane_grpc.logs import Logs
 from fastlane_grpc.model import Execution, LogTotals, Source
 from fastlane_grpc.record import Gap, Position, RecordReader
-from fastlane_grpc.store.offline import executions_with_logs, faults_of, kept
+from fastlane_grpc.store.offline import executions_with_logs, faults_of, inputs_of_jobs, kept
 
 # Files without an execution are looked for in the database together.
 _AT_ONCE = 500
@@ -45,9 +47,27 @@ def verify(directory: Path) -> Verification:
         names = list(record_names(directory))
         _verify_records(found, directory, database)
         found.faults += _orphans(database, names)
+        found.faults += _faults_of_inputs(directory, database)
     except StoreFailed as error:
         found.faults.append(Fault(str(database), str(error)))
     return found
+
+
+def _faults_of_inputs(directory: Path, database: Path) -> Iterator[Fault]:
+    """Compare each content of an input with its checksum, and look for those that jobs name."""
+    for name in input_names(directory):
+        with suppress(FileNotFoundError):  # no job uses it any more
+            try:
+                with (directory / name).open("rb") as content:
+                    correct = file_digest(content, "sha256").hexdigest() == Path(name).name
+            except OSError as error:
+                yield Fault(str(directory / name), f"cannot be read: {error.strerror}")
+                continue
+            if not correct:
+                yield Fault(str(directory / name), "has another content than the one of its checksum")
+    for checksum, job_id in inputs_of_jobs(database):
+        if not (directory / "inputs" / checksum).exists():
+            yield Fault(f"job {job_id}", f"the content {checksum} of an input is missing")
 
 
 def _verify_records(found: Verification, directory: Path, database: Path) -> None:

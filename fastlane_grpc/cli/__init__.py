@@ -50,6 +50,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "verify": ("backup.verify", "Check a data directory or a backup for damage."),
     "context": ("context.context", "Name servers, and choose the one to talk to."),
     "doctor": ("doctor.doctor", "Check the machine of a server and suggest repairs."),
+    "debug": ("debug.debug", "Look inside a running server, for a bug report."),
     "config": ("config.config", "Print the settings that are in force."),
     "version": ("version.version", "Print the version of this program."),
     "completion": ("completion.completion", "Print a completion script for your shell."),

@@ -43,6 +43,7 @@ from fastlane_grpc.client.events import (
     Reconnected,
     StateChange,
 )
+from fastlane_grpc.client.inputs import CannotPack, Input, packed
 from fastlane_grpc.client.json_requests import request_from_json
 from fastlane_grpc.client.policies import Cron, Duration, Mail, MemoryGrowth, Retry, Unique, Webhook
 from fastlane_grpc.client.requests import (
@@ -73,6 +74,7 @@ __all__ = [
     "AsyncWatch",
     "AuditFilter",
     "Backoff",
+    "CannotPack",
     "CaughtUp",
     "ChangesMissed",
     "Client",
@@ -92,6 +94,7 @@ __all__ = [
     "ExecutionTailOptions",
     "Exhausted",
     "Gap",
+    "Input",
     "InvalidRequest",
     "InvalidText",
     "JobChanged",
@@ -132,6 +135,7 @@ __all__ = [
     "as_json",
     "exit_status",
     "job_request",
+    "packed",
     "proxy",
     "request_from_json",
     "tls_advice",

@@ -11,6 +11,7 @@ from numbers import Integral, Real
 from types import UnionType
 
 from fastlane_grpc.client.containers import Dns, Tmpfs, Ulimit, Volume
+from fastlane_grpc.client.inputs import Input
 from fastlane_grpc.client.policies import Cron, Mail, Retry, Unique, Webhook
 from fastlane_grpc.text.time_span import span_of
 
@@ -49,6 +50,7 @@ _LISTS: Mapping[str, tuple[type | UnionType, str, str]] = {
     "notifications": (Webhook | Mail, "a Webhook or a Mail", 'Mail("name@example.org")'),
     "tmpfs": (Tmpfs | str, "a path, or a Tmpfs", '"/scratch"'),
     "volumes": (Volume, "a Volume", 'Volume("cache", "/cache")'),
+    "inputs": (Input, "an Input", 'Input("/etc/app.toml", b"...")'),
     "ulimits": (Ulimit, "a Ulimit", 'Ulimit("nofile", 1024)'),
 }
 

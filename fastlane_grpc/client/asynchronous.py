@@ -5,7 +5,7 @@ import asyncio
 import weakref
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
-from typing import Self, TypeVar, Unpack
+from typing import BinaryIO, Self, TypeVar, Unpack
 
 import grpc
 
@@ -14,6 +14,7 @@ from fastlane_grpc.client.async_tail import AsyncTail
 from fastlane_grpc.client.async_watch import AsyncWatch
 from fastlane_grpc.client.batches import EnqueueResult, batches, halves, is_repeatable, is_too_large, results
 from fastlane_grpc.client.errors import Error, error_of
+from fastlane_grpc.client.inputs import Parts
 from fastlane_grpc.client.policies import Cron, Duration, Mail, Webhook
 from fastlane_grpc.client.progress import Progress
 from fastlane_grpc.client.requests import (
@@ -58,6 +59,7 @@ class AsyncClient:
         tls_cert: FilePath | None = None,
         tls_key: FilePath | None = None,
         token: str = "",
+        token_file: FilePath | None = None,
     ) -> None:
         self._timeout_seconds = requests.seconds(timeout)
         self._retry_seconds = self._timeout_seconds if retry_for is None else requests.seconds(retry_for, "retry_for")
@@ -66,7 +68,7 @@ class AsyncClient:
         self._own_channel = channel.asynchronous(address, backoff, secure) if isinstance(address, str) else None
         line = self._own_channel or address
         assert not isinstance(line, str)
-        line = channel.with_token(line, token)
+        line = channel.with_token(line, token, token_file)
         self._jobs = pb_grpc.JobServiceStub(line)
         self._executions = pb_grpc.ExecutionServiceStub(line)
         self._tasks = pb_grpc.TaskServiceStub(line)
@@ -158,6 +160,15 @@ class AsyncClient:
         """The next ticks of a schedule, `count` of them (10), after `from_time` (now), and the schedule in words."""
         request = requests.preview_schedule(cron, count, from_time)
         return await self._call(self._jobs.PreviewSchedule, request)
+
+    async def upload(self, content: BinaryIO) -> str:
+        """Stores a content for inputs of jobs, and returns its SHA-256 for `Input`. What the server has is not sent
+        again, so that an upload which was cut goes on. `content` is read twice, by a thread. An empty one cannot be
+        stored."""
+        parts = await asyncio.to_thread(Parts, content)
+        while not parts.note(await self._call(self._jobs.UploadInput, await asyncio.to_thread(parts.next))):
+            pass
+        return parts.sha256
 
     async def stop_many(
         self,

@@ -7,13 +7,14 @@ import time
 import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
-from typing import Self, TypeVar, Unpack
+from typing import BinaryIO, Self, TypeVar, Unpack
 
 import grpc
 
 from fastlane_grpc.client import channel, requests
 from fastlane_grpc.client.batches import EnqueueResult, batches, halves, is_repeatable, is_too_large, results
 from fastlane_grpc.client.errors import Error, error_of
+from fastlane_grpc.client.inputs import Parts
 from fastlane_grpc.client.policies import Cron, Duration, Mail, Webhook
 from fastlane_grpc.client.progress import Progress
 from fastlane_grpc.client.requests import (
@@ -49,7 +50,8 @@ class Client:
 
     With `tls_ca`, a file of authorities in PEM or "system", the connection is encrypted and the server's certificate
     checked. `tls_cert` and `tls_key` are the files of the client's own certificate. TlsFailed.
-    Each call has the `token`, if the server requires one: Unauthenticated, PermissionDenied.
+    Each call has the `token`, if the server requires one: Unauthenticated, PermissionDenied. A `token_file` is read
+    anew for each call.
 
     A call may take `timeout` in all. While the server cannot be reached it is tried again for `retry_for` (as long as
     `timeout` if not given). All methods may be called from any thread; each tail, and each list while it is read,
@@ -66,6 +68,7 @@ class Client:
         tls_cert: FilePath | None = None,
         tls_key: FilePath | None = None,
         token: str = "",
+        token_file: FilePath | None = None,
     ) -> None:
         self._timeout_seconds = requests.seconds(timeout)
         self._retry_seconds = self._timeout_seconds if retry_for is None else requests.seconds(retry_for, "retry_for")
@@ -74,7 +77,7 @@ class Client:
         self._own_channel = channel.blocking(address, backoff, secure) if isinstance(address, str) else None
         line = self._own_channel or address
         assert not isinstance(line, str)
-        line = channel.with_token(line, token)
+        line = channel.with_token(line, token, token_file)
         self._jobs = pb_grpc.JobServiceStub(line)
         self._executions = pb_grpc.ExecutionServiceStub(line)
         self._tasks = pb_grpc.TaskServiceStub(line)
@@ -164,6 +167,14 @@ class Client:
         """The next ticks of a schedule, `count` of them (10), after `from_time` (now), and the schedule in words."""
         request = requests.preview_schedule(cron, count, from_time)
         return self._call(self._jobs.PreviewSchedule, request)
+
+    def upload(self, content: BinaryIO) -> str:
+        """Stores a content for inputs of jobs, and returns its SHA-256 for `Input`. What the server has is not sent
+        again, so that an upload which was cut goes on. `content` is read twice. An empty one cannot be stored."""
+        parts = Parts(content)
+        while not parts.note(self._call(self._jobs.UploadInput, parts.next())):
+            pass
+        return parts.sha256
 
     def stop_many(
         self,

@@ -13,6 +13,7 @@ from typing import Any, Literal, ParamSpec, TypeAlias, TypedDict, TypeVar, Unpac
 from fastlane_grpc.client.argument_types import check
 from fastlane_grpc.client.containers import Dns, Tmpfs, Ulimit, Volume, dns_message, tmpfs_messages
 from fastlane_grpc.client.errors import InvalidText
+from fastlane_grpc.client.inputs import Input
 from fastlane_grpc.client.policies import (
     Cron,
     Duration,
@@ -95,6 +96,8 @@ class JobOptions(TypedDict, total=False):
     tmpfs: Sequence[Tmpfs | str]
     """File systems in memory; a string is the path of one."""
     volumes: Sequence[Volume]
+    inputs: Sequence[Input]
+    """Files that are written into the container before its start."""
     ulimits: Sequence[Ulimit]
     extra_hosts: Mapping[str, str]
     """Additional host names and their IP addresses."""
@@ -321,6 +324,7 @@ def enqueue(
     cpuset: str = "",
     tmpfs: Sequence[Tmpfs | str] = (),
     volumes: Sequence[Volume] = (),
+    inputs: Sequence[Input] = (),
     ulimits: Sequence[Ulimit] = (),
     extra_hosts: Mapping[str, str] = _NONE,
     dns: Dns | None = None,
@@ -356,6 +360,7 @@ def enqueue(
         stop_when_unwatched=to_duration(stop_when_unwatched),
         tmpfs=tmpfs_messages(tmpfs),
         volumes=[each.message() for each in volumes],
+        inputs=[each.message() for each in inputs],
         ulimits=[each.message() for each in ulimits],
         extra_hosts=extra_hosts,
         dns=dns_message(dns),

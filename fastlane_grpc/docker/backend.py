@@ -1,6 +1,6 @@
 """The Docker backend: implements Backend and Captures over one engine."""
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -106,6 +106,12 @@ class DockerBackend:
                 f"host {self._host!r} does not allow the {' and the '.join(refused)}: "
                 "see allow_networks and allow_volumes",
             )
+
+    def unpack(self, handle: Handle, archive: Iterable[bytes]) -> None:
+        try:
+            self.engine.unpack(handle.container_id, archive)
+        except EngineRefuses as refusal:
+            raise _gone_or(refusal, handle.container_id) from refusal
 
     def before_start(self, handle: Handle) -> Handle:
         return replace(unpacked(handle.text), epoch=self.engine.epoch()).packed()

@@ -8,7 +8,7 @@ container is started in some 200 ms.
 import json
 import struct
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from socket import SO_PEERCRED, SOL_SOCKET
 from typing import Any
@@ -123,6 +123,13 @@ class Engine:
             "the creation of a container", lambda client: client.create_container_from_config(dict(body), name)
         )
         return str(answer["Id"])
+
+    def unpack(self, container_id: str, archive: Iterable[bytes]) -> None:
+        """Unpack a tar archive at the root of a container. Raises what the iteration of `archive` raises, too."""
+        query = urlencode({"path": "/", "noOverwriteDirNonDir": "true"})
+        headers = {"Content-Type": "application/x-tar"}
+        path = f"/containers/{container_id}/archive?{query}"
+        self._request("PUT", path, headers=headers, body=archive, answer_seconds=self._answer_seconds).cut()
 
     def start(self, container_id: str) -> None:
         """Start a container: sent once, without a limit on the wait. After EngineDown it may start or not."""

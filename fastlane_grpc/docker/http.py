@@ -3,6 +3,7 @@
 The answer is read as it comes, and any thread can cut the connection. Every failure is EngineDown or EngineRefuses.
 The requests are those whose promises do not hold with the SDK (7.2):
 
+* files into a container: the SDK sends a body without a length, but holds no limit on the time of an answer then.
 * events, pull, upload of an image: the SDK sends them without a time limit. Measured: with a limit of 2 s, a stream of
   events was still read after 15 s of silence. So a frozen engine, a registry that does not answer and a probe of a
   frozen engine would go unnoticed. A pull cannot be cut by another thread, and neither can events by ssh.
@@ -14,7 +15,7 @@ The requests are those whose promises do not hold with the SDK (7.2):
 import contextlib
 import json
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from http.client import parse_headers
 from io import BytesIO
 
@@ -25,6 +26,7 @@ from fastlane_grpc.docker.engine_errors import EngineDown, EngineRefuses
 MAX_ANSWER_BYTES = 64 << 20
 # A longer line is cut to this length, so that it does not fill the memory. Engines write no such lines.
 MAX_LINE_BYTES = 1 << 20
+CHUNK_BYTES = 256 << 10
 # The longest wait for a connection, which over TLS takes an answer of the engine. No longer than that for the answer.
 CONNECT_SECONDS = 10.0
 # Answers of a proxy in front of an engine that is down.
@@ -41,19 +43,24 @@ class EngineRequest:
         path: str,
         *,
         headers: Mapping[str, str] | None = None,
-        body: bytes = b"",
+        body: bytes | Iterable[bytes] = b"",
         upgrade: bool = False,
         connect_seconds: float | None = None,
         answer_seconds: float | None,
     ) -> None:
         if connect_seconds is None:
             connect_seconds = min(CONNECT_SECONDS, answer_seconds or CONNECT_SECONDS)
+        # A body of blocks is sent in chunks, as its length is not known. Raises what its iteration raises.
         self._connection = address.connect(connect_seconds)
         self._rest = b""
         self._in_long_line = False
         try:
-            self._send(method, path, dict(headers or {}), body, upgrade)
-            self._connection.settimeout(answer_seconds)
+            if isinstance(body, bytes):
+                self._send(method, path, dict(headers or {}), body, upgrade)
+                self._connection.settimeout(answer_seconds)
+            else:
+                self._connection.settimeout(answer_seconds)
+                self._send_chunked(method, path, dict(headers or {}), body)
             self._read_head()
             if self.status in NO_ENGINE_STATUS:
                 raise ConnectionError(f"{self.status} {_message(self._body())}")
@@ -144,6 +151,18 @@ class EngineRequest:
         lines = [f"{method} {path} HTTP/{version}", *(f"{name}: {value}" for name, value in headers.items()), "", ""]
         self._connection.sendall("\r\n".join(lines).encode() + body)
 
+    def _send_chunked(self, method: str, path: str, headers: Mapping[str, str], blocks: Iterable[bytes]) -> None:
+        fields = {**headers, "Host": "docker", "User-Agent": "fastlane", "Connection": "close"}
+        fields["Transfer-Encoding"] = "chunked"
+        lines = [f"{method} {path} HTTP/1.1", *(f"{name}: {value}" for name, value in fields.items()), "", ""]
+        self._connection.sendall("\r\n".join(lines).encode())
+        for chunk in _chunks(blocks):
+            try:
+                self._connection.sendall(chunk)
+            except (BrokenPipeError, ConnectionResetError):
+                # The engine has answered before the end, which is an error; it follows.
+                return
+
     def _read_head(self) -> None:
         head = b""
         while b"\r\n\r\n" not in head:
@@ -159,6 +178,19 @@ class EngineRequest:
             raise ConnectionError(f"it answered {first[:80]!r}, which is not HTTP")
         self.status = int(words[1])
         self.headers = parse_headers(BytesIO(fields + b"\r\n\r\n"))
+
+
+def _chunks(blocks: Iterable[bytes]) -> Iterator[bytes]:
+    """Yield the blocks as chunks of a body, small ones together."""
+    waiting = bytearray()
+    for block in blocks:
+        waiting += block
+        if len(waiting) >= CHUNK_BYTES:
+            yield b"%x\r\n%b\r\n" % (len(waiting), bytes(waiting))
+            waiting.clear()
+    if waiting:
+        yield b"%x\r\n%b\r\n" % (len(waiting), bytes(waiting))
+    yield b"0\r\n\r\n"
 
 
 def _message(body: bytes) -> str:

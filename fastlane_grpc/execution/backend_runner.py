@@ -17,6 +17,7 @@ from fastlane_grpc.execution.launch import launch, note_failure
 from fastlane_grpc.execution.lifecycle import HostContext, LeftToNextServer, Lifecycle
 from fastlane_grpc.execution.recovery import recover, sweep
 from fastlane_grpc.execution.stopping import Stopping
+from fastlane_grpc.inputs import InputFiles
 from fastlane_grpc.logs import Logs
 from fastlane_grpc.model import Assignment, Reason, State
 from fastlane_grpc.runner import AbandonedLog, HostDown, Mailbox
@@ -41,12 +42,13 @@ class BackendRunner:
         host: Host,
         *,
         default_timeout: timedelta,
+        inputs: InputFiles,
         start_answer_seconds: float = START_ANSWER_SECONDS,
         retry_seconds: float = RETRY_SECONDS,
         step: Callable[[Step, str], None] = lambda step, execution_id: None,
     ) -> None:
         self._context = HostContext(
-            store, logs, host.name, default_timeout, step, host, start_answer_seconds, retry_seconds
+            store, logs, host.name, default_timeout, step, host, inputs, start_answer_seconds, retry_seconds
         )
 
     def run(self, assignment: Assignment, mailbox: Mailbox) -> None:

@@ -31,6 +31,7 @@ from fastlane_grpc.execution.events import PullEnded
 from fastlane_grpc.execution.final_state import expired, failed, lost, not_started, stopped_before_start
 from fastlane_grpc.execution.lifecycle import LeftToNextServer, Lifecycle, Run, StopRequested
 from fastlane_grpc.execution.stopping import Stopping
+from fastlane_grpc.inputs import ArchiveInvalid, archive_of
 from fastlane_grpc.machine.data_directory import free_inodes
 from fastlane_grpc.model import PullPolicy, Reason, State, utc_now
 
@@ -105,11 +106,14 @@ def _prepare(lifecycle: Lifecycle) -> None:
         lifecycle.use_container(_create(lifecycle, image))
         container_time = utc_now()
         lifecycle.reached(Step.CREATED)
+        asked = "take the inputs of the job"
         try:
+            _write_inputs(lifecycle)
+            asked = "hand over the container's output"
             _open_capture(lifecycle)
         except BackendRefuses as refusal:
             gone = isinstance(refusal, ContainerGone)
-            _wait_to_ask_again(lifecycle, refusal, backoff, "hand over the container's output", cleared=gone)
+            _wait_to_ask_again(lifecycle, refusal, backoff, asked, cleared=gone)
         else:
             break
     lifecycle.reached(Step.ATTACHED)
@@ -267,6 +271,18 @@ def _take_existing_container(lifecycle: Lifecycle) -> None:
     """Make an existing container this execution's, so that it is removed when the execution ends."""
     container = lifecycle.backend.find(lifecycle.execution)
     lifecycle.use_container(container.handle if container else None)
+
+
+def _write_inputs(lifecycle: Lifecycle) -> None:
+    """Write the inputs of the job into the container. Raises CannotRun."""
+    inputs = lifecycle.spec.inputs
+    if not inputs:
+        return
+    try:
+        lifecycle.backend.unpack(lifecycle.container, archive_of(inputs, lifecycle.context.inputs.open))
+    except ArchiveInvalid as error:
+        raise CannotRun(Reason.INPUT_UNAVAILABLE, f"the inputs of the job are not complete: {error}") from error
+    lifecycle.log_line(f"wrote {len(inputs)} inputs of {sum(each.size_bytes for each in inputs)} bytes")
 
 
 # -- capture and start

@@ -28,6 +28,7 @@ from fastlane_grpc.execution.final_state import (
 )
 from fastlane_grpc.execution.host import Host
 from fastlane_grpc.execution.stopping import KILL, Stopping, signal_number
+from fastlane_grpc.inputs import InputFiles
 from fastlane_grpc.model import Assignment, State, Stop, StopCause, Waiting, WaitReason, utc_now
 from fastlane_grpc.record import Trailer
 from fastlane_grpc.runner import Command, Event, LeaveCommand, Mailbox, StopCommand
@@ -66,6 +67,7 @@ class HostContext(RunnerContext):
     """The values that all executions of a runner on one host share."""
 
     host: Host
+    inputs: InputFiles
     start_answer_seconds: float
     retry_seconds: float
 

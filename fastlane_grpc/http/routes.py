@@ -66,6 +66,7 @@ ROUTES: Sequence[CallRoute] = (
     CallRoute("BatchEnqueueJobs", "POST", "/batch/enqueue"),
     CallRoute("BatchStopJobs", "POST", "/batch/stop"),
     CallRoute("BatchRetryJobs", "POST", "/batch/retry"),
+    CallRoute("UploadInput", "PUT", "/inputs/{sha256}"),
     CallRoute("PreviewSchedule", "POST", "/schedules/preview"),
     CallRoute("ListExecutions", "GET", "/executions", page=True),
     CallRoute("GetExecution", "GET", "/executions/{execution_id}", page=True),

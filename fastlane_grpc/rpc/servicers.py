@@ -65,6 +65,9 @@ class JobServicer:
     async def BatchRetryJobs(self, request: pb.BatchRetryJobsRequest, context: Context) -> pb.BatchRetryJobsResponse:
         return await self._calls.batch_retry_jobs(request)
 
+    async def UploadInput(self, request: pb.UploadInputRequest, context: Context) -> pb.UploadInputResponse:
+        return await self._calls.upload_input(request)
+
 
 class ExecutionServicer:
     """fastlane.v1.ExecutionService"""

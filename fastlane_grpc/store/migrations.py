@@ -715,3 +715,25 @@ def audit(db: Database) -> None:
     )
     # Ids begin with the time: these are added at the end, too.
     db.execute("CREATE INDEX audit_of_job ON audit(job_id) WHERE job_id <> ''")
+
+
+@migrations()
+def inputs(db: Database) -> None:
+    """Which contents jobs name in their inputs: those are kept."""
+    db.execute("CREATE TABLE job_inputs (sha256 TEXT, job_id TEXT, PRIMARY KEY (sha256, job_id)) STRICT, WITHOUT ROWID")
+    db.execute("CREATE INDEX job_inputs_of_job ON job_inputs(job_id)")
+    # Within a string of JSON, the quotes would be behind backslashes. A job without inputs costs the search alone.
+    has_inputs = """instr({}.spec, CAST('"inputs":[' AS BLOB))"""
+    insert = """
+        INSERT OR IGNORE INTO job_inputs
+        SELECT json_extract(value, '$.sha256'), new.job_id FROM json_each(CAST(new.spec AS TEXT), '$.inputs');
+    """
+    db.execute(f"CREATE TRIGGER inputs_came AFTER INSERT ON jobs WHEN {has_inputs.format('new')} BEGIN {insert} END")
+    # Those of the former spec stay: an execution may be about to start with it.
+    db.execute(
+        f"CREATE TRIGGER inputs_changed AFTER UPDATE OF spec ON jobs WHEN {has_inputs.format('new')} BEGIN {insert} END"
+    )
+    db.execute(
+        "CREATE TRIGGER inputs_went_with_their_job AFTER DELETE ON jobs"
+        " BEGIN DELETE FROM job_inputs WHERE job_id = old.job_id; END"
+    )

@@ -72,6 +72,12 @@ def kept(path: Path, execution_ids: Collection[str]) -> set[str]:
         return {each for each in execution_ids if db.execute(statement, [each]).fetchone()[0]}
 
 
+def inputs_of_jobs(path: Path) -> list[tuple[str, str]]:
+    """Return the checksums that jobs name in their inputs, each with one of its jobs. StoreFailed."""
+    with _reading(path) as db:
+        return db.execute("SELECT sha256, min(job_id) FROM job_inputs GROUP BY sha256").fetchall()
+
+
 def hold(path: Path, note: str, now: datetime) -> int:
     """Let the next server drain all of its hosts when it starts. Return the number of jobs that wait. StoreFailed."""
     with _writing(path) as db:

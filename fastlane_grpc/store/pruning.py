@@ -4,7 +4,7 @@ Each query reads an index from its old end, however much is kept and however lit
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence, Set
 from dataclasses import dataclass
 from datetime import datetime
 from typing import ClassVar, NamedTuple
@@ -197,3 +197,12 @@ def _values(query: PruneQuery, after: PruneCursor, limit: int) -> dict[str, obje
 
 def _time(microseconds: int | None) -> datetime | None:
     return None if microseconds is None else time_from(microseconds)
+
+
+def inputs_in_use(db: Connection, checksums: Collection[str]) -> Set[str]:
+    """Return those of the checksums that jobs name in their inputs."""
+    found = db.execute(
+        "SELECT value FROM json_each(?) WHERE EXISTS (SELECT 1 FROM job_inputs WHERE sha256 = value)",
+        (json.dumps(list(checksums)),),
+    )
+    return {checksum for (checksum,) in found.fetchall()}

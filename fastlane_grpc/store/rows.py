@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections import namedtuple
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from operator import attrgetter
@@ -19,6 +19,7 @@ from fastlane_grpc.model import (
     Dns,
     Execution,
     Hold,
+    Input,
     Jitter,
     Job,
     JobSpec,
@@ -242,6 +243,7 @@ def spec_bytes(spec: JobSpec) -> bytes:
         "stop_when_unwatched_us": unwatched_limit_of(spec),
         "tmpfs": [_without_defaults(asdict(each)) for each in spec.tmpfs] or None,
         "volumes": [_without_defaults(asdict(each)) for each in spec.volumes] or None,
+        "inputs": [_without_defaults(asdict(replace(each, content=None))) for each in spec.inputs] or None,
         # A soft limit of zero is a limit.
         "ulimits": [[each.name, each.soft, each.hard] for each in spec.ulimits] or None,
         "dns": None if spec.dns is None else _without_defaults({k: list(v) for k, v in asdict(spec.dns).items()}),
@@ -261,7 +263,7 @@ _plain_of = attrgetter(*_PLAIN_NAMES)
 # Fields that are kept unless they are None or empty; most specs have none of them.
 _optional_of = attrgetter(
     *("timeout", "stop_grace", "metadata", "start_in", "start_at", "expire_time", "cron", "retry", "unique"),
-    *("notifications", "stop_when_unwatched", "tmpfs", "volumes", "ulimits", "dns"),
+    *("notifications", "stop_when_unwatched", "tmpfs", "volumes", "ulimits", "dns", "inputs"),
 )
 _NONE_SET = _optional_of(JobSpec(""))
 _COLLECTIONS: Sequence[tuple[str, Callable[[JobSpec], Any], type]] = tuple(
@@ -308,6 +310,7 @@ def spec_from(data: bytes | str) -> JobSpec:
         dns=None if "dns" not in kept else Dns(**{name: tuple(each) for name, each in kept["dns"].items()}),
         cap_drop=tuple(kept.get("cap_drop", ())),
         volumes=tuple(Volume(**{"name": "", "path": "", **each}) for each in kept.get("volumes", ())),
+        inputs=tuple(Input(**{"path": "", "sha256": "", "size_bytes": 0, **each}) for each in kept.get("inputs", ())),
         registry_credential=kept.get("registry_credential", ""),
     )
 

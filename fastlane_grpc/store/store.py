@@ -2,7 +2,7 @@
 changes nothing."""
 
 import asyncio
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Sequence, Set
 from contextlib import closing
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -36,7 +36,7 @@ from fastlane_grpc.store.audit import AuditEntry, caller_name, caller_name_or_ad
 from fastlane_grpc.store.batch import EnqueueBatch, Enqueued
 from fastlane_grpc.store.census import Census, take_census
 from fastlane_grpc.store.changes import Change, ChangePosition, JobsRead
-from fastlane_grpc.store.database import Connection, open_for_reading, open_for_writing
+from fastlane_grpc.store.database import Connection, open_for_reading, open_for_writing, sqlite3
 from fastlane_grpc.store.due import Promotion
 from fastlane_grpc.store.enqueue import DEFAULT_SECRET_NAMES, NO_QUOTA, Enqueue, Quota, key_holders
 from fastlane_grpc.store.execution_counts import ExecutionCounts
@@ -581,6 +581,11 @@ class Store:
         return self._readers.read(lambda db: take_census(db, self._pools))
 
     @property
+    def sqlite_version(self) -> str:
+        """The version of the library of SQLite."""
+        return sqlite3.sqlite_version
+
+    @property
     def writes_waiting(self) -> int:
         """The units of work that are not answered yet."""
         return self._writer.waiting
@@ -961,6 +966,10 @@ class Store:
     def retention_totals(self) -> Pending[RetentionTotals]:
         """Return the earliest ends of what is kept, and what the logs take on the disk."""
         return self._readers.read(pruning.retention_totals)
+
+    def inputs_in_use(self, checksums: Collection[str]) -> Pending[Set[str]]:
+        """Return those of the checksums that jobs name in their inputs."""
+        return self._readers.read(lambda db: pruning.inputs_in_use(db, checksums))
 
     def oldest(
         self, query: PruneQuery, *, after: PruneCursor = PruneQuery.START, limit: int

@@ -55,6 +55,8 @@ PERMISSIONS: Mapping[str, Permission] = {
     "BatchEnqueueJobs": Permission(Role.SUBMIT, Scope.BATCH),
     "BatchStopJobs": Permission(Role.SUBMIT, Scope.FILTER),
     "BatchRetryJobs": Permission(Role.SUBMIT, Scope.FILTER),
+    # Who knows the checksum of a content has the content.
+    "UploadInput": Permission(Role.SUBMIT, Scope.NONE),
     "WatchJobs": Permission(Role.VIEW, Scope.LIST),
     "GetExecution": Permission(Role.VIEW, Scope.EXECUTION),
     "ListExecutions": Permission(Role.VIEW, Scope.LIST),

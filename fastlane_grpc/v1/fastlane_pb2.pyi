@@ -174,6 +174,8 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     """
     REASON_REGISTRY_UNAVAILABLE: _Reason.ValueType  # 13
     """The registry did not respond, or failed, in several attempts."""
+    REASON_INPUT_UNAVAILABLE: _Reason.ValueType  # 14
+    """The content of an input is missing from the data directory, or cannot be read."""
 
 class Reason(_Reason, metaclass=_ReasonEnumTypeWrapper):
     """How a container ended, or why it was not started. Refines the state and never contradicts it."""
@@ -208,6 +210,8 @@ started again.
 """
 REASON_REGISTRY_UNAVAILABLE: Reason.ValueType  # 13
 """The registry did not respond, or failed, in several attempts."""
+REASON_INPUT_UNAVAILABLE: Reason.ValueType  # 14
+"""The content of an input is missing from the data directory, or cannot be read."""
 Global___Reason: _TypeAlias = Reason  # noqa: Y015
 
 class _WaitReason:
@@ -612,6 +616,7 @@ class JobSpec(_message.Message):
     DNS_FIELD_NUMBER: _builtins.int
     CAP_DROP_FIELD_NUMBER: _builtins.int
     VOLUMES_FIELD_NUMBER: _builtins.int
+    INPUTS_FIELD_NUMBER: _builtins.int
     REGISTRY_CREDENTIAL_FIELD_NUMBER: _builtins.int
     image: _builtins.str
     """Required. The image, as for `docker run`: name, tag, digest, registry with port. Stored and returned exactly as
@@ -760,6 +765,12 @@ class JobSpec(_message.Message):
         run on. Directories of the host cannot be mounted.
         """
 
+    @_builtins.property
+    def inputs(self) -> _containers.RepeatedCompositeFieldContainer[Global___Input]:
+        """Files that are written into the container before its start; at most 64. In sum they take at most `max_input_bytes`
+        of GetServerInfo. Kept as long as the job, so that retries get them again. Not together with `read_only_root`.
+        """
+
     def __init__(
         self,
         *,
@@ -795,11 +806,12 @@ class JobSpec(_message.Message):
         dns: Global___Dns | None = ...,
         cap_drop: _abc.Iterable[_builtins.str] | None = ...,
         volumes: _abc.Iterable[Global___Volume] | None = ...,
+        inputs: _abc.Iterable[Global___Input] | None = ...,
         registry_credential: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["cron", b"cron", "dns", b"dns", "expire_time", b"expire_time", "limits", b"limits", "metadata", b"metadata", "retry", b"retry", "start_at", b"start_at", "start_in", b"start_in", "stop_grace", b"stop_grace", "stop_when_unwatched", b"stop_when_unwatched", "timeout", b"timeout", "unique", b"unique"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["args", b"args", "cap_drop", b"cap_drop", "command", b"command", "cron", b"cron", "dns", b"dns", "entrypoint", b"entrypoint", "envs", b"envs", "expire_time", b"expire_time", "extra_hosts", b"extra_hosts", "history", b"history", "image", b"image", "labels", b"labels", "limits", b"limits", "metadata", b"metadata", "network", b"network", "notifications", b"notifications", "priority", b"priority", "pull_policy", b"pull_policy", "read_only_root", b"read_only_root", "registry_credential", b"registry_credential", "retry", b"retry", "start_at", b"start_at", "start_in", b"start_in", "stop_grace", b"stop_grace", "stop_signal", b"stop_signal", "stop_when_unwatched", b"stop_when_unwatched", "timeout", b"timeout", "tmpfs", b"tmpfs", "ulimits", b"ulimits", "unique", b"unique", "user", b"user", "volumes", b"volumes", "working_dir", b"working_dir"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["args", b"args", "cap_drop", b"cap_drop", "command", b"command", "cron", b"cron", "dns", b"dns", "entrypoint", b"entrypoint", "envs", b"envs", "expire_time", b"expire_time", "extra_hosts", b"extra_hosts", "history", b"history", "image", b"image", "inputs", b"inputs", "labels", b"labels", "limits", b"limits", "metadata", b"metadata", "network", b"network", "notifications", b"notifications", "priority", b"priority", "pull_policy", b"pull_policy", "read_only_root", b"read_only_root", "registry_credential", b"registry_credential", "retry", b"retry", "start_at", b"start_at", "start_in", b"start_in", "stop_grace", b"stop_grace", "stop_signal", b"stop_signal", "stop_when_unwatched", b"stop_when_unwatched", "timeout", b"timeout", "tmpfs", b"tmpfs", "ulimits", b"ulimits", "unique", b"unique", "user", b"user", "volumes", b"volumes", "working_dir", b"working_dir"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -918,6 +930,62 @@ class Volume(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Volume: _TypeAlias = Volume  # noqa: Y015
+
+@_typing.final
+class Input(_message.Message):
+    """A file, or a tree of files, in the container from its start. Its content comes with the request, or was stored by
+    UploadInput before.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PATH_FIELD_NUMBER: _builtins.int
+    CONTENT_FIELD_NUMBER: _builtins.int
+    SHA256_FIELD_NUMBER: _builtins.int
+    SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    MODE_FIELD_NUMBER: _builtins.int
+    UID_FIELD_NUMBER: _builtins.int
+    GID_FIELD_NUMBER: _builtins.int
+    UNPACK_FIELD_NUMBER: _builtins.int
+    path: _builtins.str
+    """Required. Absolute path in the container, without `.` and `..`. Not below /dev, /proc, /sys and /.fastlane, nor in a
+    Tmpfs or Volume of the job. Missing directories above it are created.
+    """
+    content: _builtins.bytes
+    """Content of a small file. The whole spec takes at most 2 MiB. Never returned."""
+    sha256: _builtins.str
+    """SHA-256 of the content, as 64 of 0-9 a-f. Required where the content is not in the request. Always returned."""
+    size_bytes: _builtins.int
+    """Size of the content in bytes. Always returned. A request may leave it out."""
+    mode: _builtins.int
+    """Permissions of the file: 0644 and the like, as a number. Zero: 0644. Not with `unpack`."""
+    uid: _builtins.int
+    """Owner of the file, or of all that is unpacked."""
+    gid: _builtins.int
+    """Group of the file, or of all that is unpacked."""
+    unpack: _builtins.bool
+    """The content is a tar archive without compression. It is unpacked into the directory `path`. It may have plain files,
+    directories, symbolic and hard links; no names with `..`, and none below a symbolic link.
+    """
+    def __init__(
+        self,
+        *,
+        path: _builtins.str = ...,
+        content: _builtins.bytes = ...,
+        sha256: _builtins.str = ...,
+        size_bytes: _builtins.int = ...,
+        mode: _builtins.int = ...,
+        uid: _builtins.int = ...,
+        gid: _builtins.int = ...,
+        unpack: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "gid", b"gid", "mode", b"mode", "path", b"path", "sha256", b"sha256", "size_bytes", b"size_bytes", "uid", b"uid", "unpack", b"unpack"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Input: _TypeAlias = Input  # noqa: Y015
 
 @_typing.final
 class Ulimit(_message.Message):
@@ -3477,6 +3545,66 @@ class PreviewScheduleResponse(_message.Message):
 Global___PreviewScheduleResponse: _TypeAlias = PreviewScheduleResponse  # noqa: Y015
 
 @_typing.final
+class UploadInputRequest(_message.Message):
+    """A part of the content of an input."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SHA256_FIELD_NUMBER: _builtins.int
+    SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    OFFSET_FIELD_NUMBER: _builtins.int
+    DATA_FIELD_NUMBER: _builtins.int
+    sha256: _builtins.str
+    """Required. SHA-256 of the whole content, as 64 of 0-9 a-f."""
+    size_bytes: _builtins.int
+    """Required. Size of the whole content in bytes."""
+    offset: _builtins.int
+    """Where the part begins in the content, in bytes. Beyond `received_bytes`, nothing is stored."""
+    data: _builtins.bytes
+    """The part; 1 MiB is a good size. Empty: only ask."""
+    def __init__(
+        self,
+        *,
+        sha256: _builtins.str = ...,
+        size_bytes: _builtins.int = ...,
+        offset: _builtins.int = ...,
+        data: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "offset", b"offset", "sha256", b"sha256", "size_bytes", b"size_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UploadInputRequest: _TypeAlias = UploadInputRequest  # noqa: Y015
+
+@_typing.final
+class UploadInputResponse(_message.Message):
+    """How much of the content is stored."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RECEIVED_BYTES_FIELD_NUMBER: _builtins.int
+    COMPLETE_FIELD_NUMBER: _builtins.int
+    received_bytes: _builtins.int
+    """Number of bytes, from the beginning, that need not be sent again. They survive a restart of the server."""
+    complete: _builtins.bool
+    """The whole content is stored, and jobs can use it."""
+    def __init__(
+        self,
+        *,
+        received_bytes: _builtins.int = ...,
+        complete: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["complete", b"complete", "received_bytes", b"received_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UploadInputResponse: _TypeAlias = UploadInputResponse  # noqa: Y015
+
+@_typing.final
 class BatchEnqueueJobsRequest(_message.Message):
     """The jobs to enqueue: either `requests` or `array`."""
 
@@ -4700,6 +4828,7 @@ class GetServerInfoResponse(_message.Message):
     KEEP_LOGS_FIELD_NUMBER: _builtins.int
     KEEP_JOBS_FIELD_NUMBER: _builtins.int
     DEFAULT_HISTORY_FIELD_NUMBER: _builtins.int
+    MAX_INPUT_BYTES_FIELD_NUMBER: _builtins.int
     version: _builtins.str
     """Version of the server: "1.4.0"."""
     max_running: _builtins.int
@@ -4716,6 +4845,8 @@ class GetServerInfoResponse(_message.Message):
     """Maximum number of open streams: logs and watches."""
     default_history: _builtins.int
     """Number of executions that are kept of a job that is not final, unless its spec says otherwise."""
+    max_input_bytes: _builtins.int
+    """Maximum size of the inputs of one job, in sum."""
     @_builtins.property
     def start_time(self) -> _timestamp_pb2.Timestamp:
         """When this server process started."""
@@ -4761,10 +4892,11 @@ class GetServerInfoResponse(_message.Message):
         keep_logs: _duration_pb2.Duration | None = ...,
         keep_jobs: _duration_pb2.Duration | None = ...,
         default_history: _builtins.int = ...,
+        max_input_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["default_timeout", b"default_timeout", "keep_jobs", b"keep_jobs", "keep_logs", b"keep_logs", "max_timeout", b"max_timeout", "start_time", b"start_time", "time", b"time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["default_history", b"default_history", "default_timeout", b"default_timeout", "features", b"features", "keep_jobs", b"keep_jobs", "keep_logs", b"keep_logs", "max_log_bytes", b"max_log_bytes", "max_request_bytes", b"max_request_bytes", "max_running", b"max_running", "max_streams", b"max_streams", "max_timeout", b"max_timeout", "max_waiting", b"max_waiting", "start_time", b"start_time", "time", b"time", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["default_history", b"default_history", "default_timeout", b"default_timeout", "features", b"features", "keep_jobs", b"keep_jobs", "keep_logs", b"keep_logs", "max_input_bytes", b"max_input_bytes", "max_log_bytes", b"max_log_bytes", "max_request_bytes", b"max_request_bytes", "max_running", b"max_running", "max_streams", b"max_streams", "max_timeout", b"max_timeout", "max_waiting", b"max_waiting", "start_time", b"start_time", "time", b"time", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -97,6 +97,11 @@ class JobServiceStub:
                 request_serializer=fastlane_dot_v1_dot_fastlane__pb2.BatchRetryJobsRequest.SerializeToString,
                 response_deserializer=fastlane_dot_v1_dot_fastlane__pb2.BatchRetryJobsResponse.FromString,
                 _registered_method=True)
+        self.UploadInput = channel.unary_unary(
+                '/fastlane.v1.JobService/UploadInput',
+                request_serializer=fastlane_dot_v1_dot_fastlane__pb2.UploadInputRequest.SerializeToString,
+                response_deserializer=fastlane_dot_v1_dot_fastlane__pb2.UploadInputResponse.FromString,
+                _registered_method=True)
         self.WatchJobs = channel.unary_stream(
                 '/fastlane.v1.JobService/WatchJobs',
                 request_serializer=fastlane_dot_v1_dot_fastlane__pb2.WatchJobsRequest.SerializeToString,
@@ -226,6 +231,18 @@ class JobServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def UploadInput(self, request, context):
+        """Stores the content of an input, part by part. Call it with rising offsets until `complete` is true; a call without
+        data tells where to begin. A part that is stored already changes nothing, so every call is safe to repeat. A content
+        that no job uses is deleted an hour after the last call for it, or after its last job.
+
+        INVALID_ARGUMENT: larger than `max_input_bytes`, or the whole content has another checksum; it is deleted then.
+        RESOURCE_EXHAUSTED, DISK_FULL.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def WatchJobs(self, request, context):
         """Streams jobs: first those that match now and are not final, then every change of a matching job. Resumable by
         cursor, also after a restart of the server. A stream has no end: every end is an interruption. OUT_OF_RANGE,
@@ -316,6 +333,11 @@ def add_JobServiceServicer_to_server(servicer, server):
                     servicer.BatchRetryJobs,
                     request_deserializer=fastlane_dot_v1_dot_fastlane__pb2.BatchRetryJobsRequest.FromString,
                     response_serializer=fastlane_dot_v1_dot_fastlane__pb2.BatchRetryJobsResponse.SerializeToString,
+            ),
+            'UploadInput': grpc.unary_unary_rpc_method_handler(
+                    servicer.UploadInput,
+                    request_deserializer=fastlane_dot_v1_dot_fastlane__pb2.UploadInputRequest.FromString,
+                    response_serializer=fastlane_dot_v1_dot_fastlane__pb2.UploadInputResponse.SerializeToString,
             ),
             'WatchJobs': grpc.unary_stream_rpc_method_handler(
                     servicer.WatchJobs,
@@ -655,6 +677,33 @@ class JobService:
             '/fastlane.v1.JobService/BatchRetryJobs',
             fastlane_dot_v1_dot_fastlane__pb2.BatchRetryJobsRequest.SerializeToString,
             fastlane_dot_v1_dot_fastlane__pb2.BatchRetryJobsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UploadInput(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fastlane.v1.JobService/UploadInput',
+            fastlane_dot_v1_dot_fastlane__pb2.UploadInputRequest.SerializeToString,
+            fastlane_dot_v1_dot_fastlane__pb2.UploadInputResponse.FromString,
             options,
             channel_credentials,
             insecure,

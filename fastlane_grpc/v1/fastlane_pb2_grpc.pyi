@@ -143,6 +143,14 @@ class JobServiceStub:
     one call. Jobs that ended after `until_time` are not retried, so that repeating the call until `more` is false
     retries each job once, however fast it fails again.
     """
+    UploadInput: _grpc.UnaryUnaryMultiCallable[_fastlane_pb2.UploadInputRequest, _fastlane_pb2.UploadInputResponse]
+    """Stores the content of an input, part by part. Call it with rising offsets until `complete` is true; a call without
+    data tells where to begin. A part that is stored already changes nothing, so every call is safe to repeat. A content
+    that no job uses is deleted an hour after the last call for it, or after its last job.
+
+    INVALID_ARGUMENT: larger than `max_input_bytes`, or the whole content has another checksum; it is deleted then.
+    RESOURCE_EXHAUSTED, DISK_FULL.
+    """
     WatchJobs: _grpc.UnaryStreamMultiCallable[_fastlane_pb2.WatchJobsRequest, _fastlane_pb2.WatchJobsResponse]
     """Streams jobs: first those that match now and are not final, then every change of a matching job. Resumable by
     cursor, also after a restart of the server. A stream has no end: every end is an interruption. OUT_OF_RANGE,
@@ -232,6 +240,14 @@ class JobServiceAsyncStub(JobServiceStub):
     """Retries the final jobs that match the filter, as RetryJob does, in the order in which they ended, at most 1 000 in
     one call. Jobs that ended after `until_time` are not retried, so that repeating the call until `more` is false
     retries each job once, however fast it fails again.
+    """
+    UploadInput: _aio.UnaryUnaryMultiCallable[_fastlane_pb2.UploadInputRequest, _fastlane_pb2.UploadInputResponse]  # type: ignore[assignment]
+    """Stores the content of an input, part by part. Call it with rising offsets until `complete` is true; a call without
+    data tells where to begin. A part that is stored already changes nothing, so every call is safe to repeat. A content
+    that no job uses is deleted an hour after the last call for it, or after its last job.
+
+    INVALID_ARGUMENT: larger than `max_input_bytes`, or the whole content has another checksum; it is deleted then.
+    RESOURCE_EXHAUSTED, DISK_FULL.
     """
     WatchJobs: _aio.UnaryStreamMultiCallable[_fastlane_pb2.WatchJobsRequest, _fastlane_pb2.WatchJobsResponse]  # type: ignore[assignment]
     """Streams jobs: first those that match now and are not final, then every change of a matching job. Resumable by
@@ -391,6 +407,20 @@ class JobServiceServicer(metaclass=_abc_1.ABCMeta):
         """Retries the final jobs that match the filter, as RetryJob does, in the order in which they ended, at most 1 000 in
         one call. Jobs that ended after `until_time` are not retried, so that repeating the call until `more` is false
         retries each job once, however fast it fails again.
+        """
+
+    @_abc_1.abstractmethod
+    def UploadInput(
+        self,
+        request: _fastlane_pb2.UploadInputRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_fastlane_pb2.UploadInputResponse, _abc.Awaitable[_fastlane_pb2.UploadInputResponse]]:
+        """Stores the content of an input, part by part. Call it with rising offsets until `complete` is true; a call without
+        data tells where to begin. A part that is stored already changes nothing, so every call is safe to repeat. A content
+        that no job uses is deleted an hour after the last call for it, or after its last job.
+
+        INVALID_ARGUMENT: larger than `max_input_bytes`, or the whole content has another checksum; it is deleted then.
+        RESOURCE_EXHAUSTED, DISK_FULL.
         """
 
     @_abc_1.abstractmethod

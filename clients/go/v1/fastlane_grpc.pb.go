@@ -78,6 +78,7 @@ const (
 	JobService_BatchEnqueueJobs_FullMethodName = "/fastlane.v1.JobService/BatchEnqueueJobs"
 	JobService_BatchStopJobs_FullMethodName    = "/fastlane.v1.JobService/BatchStopJobs"
 	JobService_BatchRetryJobs_FullMethodName   = "/fastlane.v1.JobService/BatchRetryJobs"
+	JobService_UploadInput_FullMethodName      = "/fastlane.v1.JobService/UploadInput"
 	JobService_WatchJobs_FullMethodName        = "/fastlane.v1.JobService/WatchJobs"
 	JobService_StreamJobLogs_FullMethodName    = "/fastlane.v1.JobService/StreamJobLogs"
 )
@@ -139,6 +140,13 @@ type JobServiceClient interface {
 	// one call. Jobs that ended after `until_time` are not retried, so that repeating the call until `more` is false
 	// retries each job once, however fast it fails again.
 	BatchRetryJobs(ctx context.Context, in *BatchRetryJobsRequest, opts ...grpc.CallOption) (*BatchRetryJobsResponse, error)
+	// Stores the content of an input, part by part. Call it with rising offsets until `complete` is true; a call without
+	// data tells where to begin. A part that is stored already changes nothing, so every call is safe to repeat. A content
+	// that no job uses is deleted an hour after the last call for it, or after its last job.
+	//
+	// INVALID_ARGUMENT: larger than `max_input_bytes`, or the whole content has another checksum; it is deleted then.
+	// RESOURCE_EXHAUSTED, DISK_FULL.
+	UploadInput(ctx context.Context, in *UploadInputRequest, opts ...grpc.CallOption) (*UploadInputResponse, error)
 	// Streams jobs: first those that match now and are not final, then every change of a matching job. Resumable by
 	// cursor, also after a restart of the server. A stream has no end: every end is an interruption. OUT_OF_RANGE,
 	// CURSOR_TOO_OLD: changes that old are not kept; call again without a cursor. INVALID_ARGUMENT, CURSOR_INVALID: not a
@@ -287,6 +295,16 @@ func (c *jobServiceClient) BatchRetryJobs(ctx context.Context, in *BatchRetryJob
 	return out, nil
 }
 
+func (c *jobServiceClient) UploadInput(ctx context.Context, in *UploadInputRequest, opts ...grpc.CallOption) (*UploadInputResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(UploadInputResponse)
+	err := c.cc.Invoke(ctx, JobService_UploadInput_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *jobServiceClient) WatchJobs(ctx context.Context, in *WatchJobsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchJobsResponse], error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	stream, err := c.cc.NewStream(ctx, &JobService_ServiceDesc.Streams[0], JobService_WatchJobs_FullMethodName, cOpts...)
@@ -382,6 +400,13 @@ type JobServiceServer interface {
 	// one call. Jobs that ended after `until_time` are not retried, so that repeating the call until `more` is false
 	// retries each job once, however fast it fails again.
 	BatchRetryJobs(context.Context, *BatchRetryJobsRequest) (*BatchRetryJobsResponse, error)
+	// Stores the content of an input, part by part. Call it with rising offsets until `complete` is true; a call without
+	// data tells where to begin. A part that is stored already changes nothing, so every call is safe to repeat. A content
+	// that no job uses is deleted an hour after the last call for it, or after its last job.
+	//
+	// INVALID_ARGUMENT: larger than `max_input_bytes`, or the whole content has another checksum; it is deleted then.
+	// RESOURCE_EXHAUSTED, DISK_FULL.
+	UploadInput(context.Context, *UploadInputRequest) (*UploadInputResponse, error)
 	// Streams jobs: first those that match now and are not final, then every change of a matching job. Resumable by
 	// cursor, also after a restart of the server. A stream has no end: every end is an interruption. OUT_OF_RANGE,
 	// CURSOR_TOO_OLD: changes that old are not kept; call again without a cursor. INVALID_ARGUMENT, CURSOR_INVALID: not a
@@ -445,6 +470,9 @@ func (UnimplementedJobServiceServer) BatchStopJobs(context.Context, *BatchStopJo
 }
 func (UnimplementedJobServiceServer) BatchRetryJobs(context.Context, *BatchRetryJobsRequest) (*BatchRetryJobsResponse, error) {
 	return nil, status.Errorf(codes.Unimplemented, "method BatchRetryJobs not implemented")
+}
+func (UnimplementedJobServiceServer) UploadInput(context.Context, *UploadInputRequest) (*UploadInputResponse, error) {
+	return nil, status.Errorf(codes.Unimplemented, "method UploadInput not implemented")
 }
 func (UnimplementedJobServiceServer) WatchJobs(*WatchJobsRequest, grpc.ServerStreamingServer[WatchJobsResponse]) error {
 	return status.Errorf(codes.Unimplemented, "method WatchJobs not implemented")
@@ -689,6 +717,24 @@ func _JobService_BatchRetryJobs_Handler(srv interface{}, ctx context.Context, de
 	return interceptor(ctx, in, info, handler)
 }
 
+func _JobService_UploadInput_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(UploadInputRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(JobServiceServer).UploadInput(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: JobService_UploadInput_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(JobServiceServer).UploadInput(ctx, req.(*UploadInputRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _JobService_WatchJobs_Handler(srv interface{}, stream grpc.ServerStream) error {
 	m := new(WatchJobsRequest)
 	if err := stream.RecvMsg(m); err != nil {
@@ -765,6 +811,10 @@ var JobService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "BatchRetryJobs",
 			Handler:    _JobService_BatchRetryJobs_Handler,
+		},
+		{
+			MethodName: "UploadInput",
+			Handler:    _JobService_UploadInput_Handler,
 		},
 	},
 	Streams: []grpc.StreamDesc{

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence, Set
 
 # Why an option does not exist.
 _HOST = "not available: it would give the job access to its host"
-_ONE_IMAGE = "put the files into the image, or download them in the command"
+_ONE_IMAGE = "copy files by --input, or put them into the image"
 _BY_OPERATOR = "not available to jobs: the operator of the engine sets it"
 _NOT_YET = "not available yet"
 _ONE_JOB = "jobs cannot reach each other by name"

@@ -7,7 +7,7 @@ from datetime import timedelta
 from functools import cached_property
 from io import BytesIO, RawIOBase
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 from click.core import ParameterSource
@@ -17,6 +17,7 @@ from fastlane_grpc.cli.arguments.container import read_extra_host, read_tmpfs, r
 from fastlane_grpc.cli.arguments.docker_options import refusal
 from fastlane_grpc.cli.arguments.encoding import is_utf8
 from fastlane_grpc.cli.arguments.env_file import read_env_file
+from fastlane_grpc.cli.arguments.inputs import GivenInput, read_input, stored_inputs
 from fastlane_grpc.cli.arguments.options import (
     DELAY,
     DURATION,
@@ -49,6 +50,8 @@ from fastlane_grpc.cli.display.terminal import say, write
 from fastlane_grpc.cli.errors import WRONG_USE, Failure
 from fastlane_grpc.cli.interrupts import Interrupts
 from fastlane_grpc.v1 import fastlane_pb2
+
+_Answer = TypeVar("_Answer")
 
 CAUSE = Reads("end|code", read_cause)
 EXIT_CODE = Reads("code", read_exit_code)
@@ -175,6 +178,13 @@ _JOB_OPTIONS = [
         type=Reads("volume", read_volume),
         multiple=True,
         help="Mount a volume that the operator allows, as cache:/cache or cache:/cache:ro.",
+    ),
+    click.option(
+        "--input",
+        "inputs",
+        type=Reads("input", read_input),
+        multiple=True,
+        help="Copy a file or directory of this machine into the container, as src:/src.",
     ),
     click.option(
         "--ulimit",
@@ -363,6 +373,7 @@ def run(
       fastlane run busybox -- sh -c 'echo hello; exit 3'
       fastlane run --task send-mail -e SMTP_SERVER=mail --timeout 2m registry:5000/mail:1.4 python send.py
       JOB=$(fastlane run -d busybox sleep 60)
+      fastlane run --input src:/src -w /src python:3 python -m unittest
       fastlane run --retries 3 --backoff 5s busybox sh -c 'exit 1'
 
     Everything after IMAGE belongs to the command, as with `docker run`. A job gets no standard input and no terminal.
@@ -485,6 +496,7 @@ def replace(
     address: str,
     image: str,
     task: str | None,
+    inputs: Sequence[GivenInput],
     **options: Any,
 ) -> int:
     """Replace all that a job is to do: its command, its schedule, its retries. A job that does not exist is created
@@ -505,7 +517,9 @@ def replace(
                 task = client.job(found).task_id
             except api.NotFound:
                 task = task_of(image)
-        job = client.replace_job(found, task, image, etag=etag, **_job_options(environ, **options))
+        made = _job_options(environ, **options)
+        made["inputs"] = stored_inputs(inputs, lambda: client.server_info().max_input_bytes, client.upload)
+        job = client.replace_job(found, task, image, etag=etag, **made)
     write(1, as_line(job) if form == "json" else f"job {job.id}: {state_name(job.state)}\n".encode())
     return 0
 
@@ -534,18 +548,27 @@ def _enqueued(
     request_id: str | None,
     id_file: Path | None,
     wait: timedelta,
+    inputs: Sequence[GivenInput],
     **options: Any,
 ) -> fastlane_pb2.Job:
     # The same one in each try: they make one job.
     request_id = request_id or str(uuid.uuid4())
     made = _job_options(environ, **options)
 
+    def patiently(call: Callable[[], _Answer]) -> _Answer:
+        return once_there_is_room(lambda: once_it_responds(call, address, wait, pause), pause)
+
     def enqueue() -> fastlane_pb2.Job:
         return client.enqueue(task or task_of(image), image, request_id=request_id, **made)
 
     # Opened before a job is stored: a file that cannot be written must not cost a job whose id nobody knows.
     with _open_id_file(id_file) as file:
-        job = once_there_is_room(lambda: once_it_responds(enqueue, address, wait, pause), pause)
+        made["inputs"] = stored_inputs(
+            inputs,
+            lambda: patiently(client.server_info).max_input_bytes,
+            lambda content: patiently(lambda: client.upload(content)),
+        )
+        job = patiently(enqueue)
         try:
             file.write(f"{job.id}\n".encode())
         except OSError as error:

@@ -1,0 +1,138 @@
+"""The tar archive of the inputs of a job, which an engine unpacks at the root of its container.
+
+An archive of a caller is read entry by entry and written anew below its path. Nothing of it is unpacked here. What it
+names stays below that path: an entry that would not is refused.
+"""
+
+import posixpath
+import tarfile
+from collections.abc import Callable, Iterator, Sequence
+from typing import BinaryIO
+
+from fastlane_grpc.model import Input
+
+# Entries of one archive.
+MAX_ENTRIES = 500_000
+# Headers that hold a long name, or the like, are read into memory.
+_MAX_HEADER_BYTES = 1 << 16
+_HEADERS = frozenset((tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK))
+_ENTRIES = frozenset((tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.DIRTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE))
+_DEFAULT_MODE = 0o644
+_DIRECTORY_MODE = 0o755
+_BLOCK_BYTES = 1 << 18
+
+
+class ArchiveInvalid(Exception):
+    """The content is no tar archive, or has an entry that is not taken; says which one, and why."""
+
+
+def check_archive(content: BinaryIO) -> None:
+    """Read all entries of an archive. ArchiveInvalid."""
+    for _ in _entries(content, "/"):
+        pass
+
+
+def archive_of(inputs: Sequence[Input], opened: Callable[[str], BinaryIO]) -> Iterator[bytes]:
+    """Yield the archive of all inputs in blocks. `opened` opens a content by its checksum.
+
+    Raises ArchiveInvalid, also for a content that cannot be read.
+    """
+    for each in inputs:
+        try:
+            with opened(each.sha256) as content:
+                for entry, contents in _entries_of(each, content):
+                    entry.uid, entry.gid = each.uid, each.gid
+                    yield entry.tobuf(tarfile.PAX_FORMAT, "utf-8", "surrogateescape")
+                    if contents is not None:
+                        yield from _padded(contents, entry.size)
+        except OSError as error:
+            # Not as it is: whoever sends the archive would take it for a failure of the connection.
+            raise ArchiveInvalid(f"the content of {each.path} cannot be read: {error.strerror}") from error
+    yield bytes(2 * tarfile.BLOCKSIZE)
+
+
+def _padded(contents: BinaryIO, size: int) -> Iterator[bytes]:
+    left = size
+    while left > 0:
+        block = contents.read(min(left, _BLOCK_BYTES))
+        if not block:
+            raise ArchiveInvalid(f"{left} bytes are missing at its end")
+        left -= len(block)
+        yield block
+    yield bytes(-size % tarfile.BLOCKSIZE)
+
+
+def _entries_of(each: Input, content: BinaryIO) -> Iterator[tuple[tarfile.TarInfo, BinaryIO | None]]:
+    if each.unpack:
+        yield from _entries(content, each.path)
+        return
+    file = tarfile.TarInfo(each.path.lstrip("/"))
+    file.size, file.mode = each.size_bytes, each.mode or _DEFAULT_MODE
+    yield file, content
+
+
+def _entries(content: BinaryIO, path: str) -> Iterator[tuple[tarfile.TarInfo, BinaryIO | None]]:
+    """Yield the entries of an archive, renamed to be below a path, first the directory of the path. ArchiveInvalid."""
+    below = path.strip("/")
+    top = tarfile.TarInfo(below)
+    top.type, top.mode = tarfile.DIRTYPE, _DIRECTORY_MODE
+    yield top, None
+    links: set[str] = set()
+    count = 0
+    try:
+        with tarfile.open(fileobj=content, mode="r|", tarinfo=_BoundedTarInfo) as archive:
+            for entry in archive:
+                count += 1
+                if count > MAX_ENTRIES:
+                    raise ArchiveInvalid(f"it has more than {MAX_ENTRIES} entries")
+                renamed = _renamed(entry, below, links)
+                yield renamed, archive.extractfile(entry) if entry.isreg() else None  # type: ignore[misc]
+                # The list of entries grows otherwise.
+                archive.members = []  # type: ignore[attr-defined]
+    except (tarfile.TarError, RecursionError, ValueError, EOFError) as error:
+        raise ArchiveInvalid(f"it is not a tar archive, or is damaged: {error}") from error
+
+
+def _renamed(entry: tarfile.TarInfo, below: str, links: set[str]) -> tarfile.TarInfo:
+    name = _checked(entry.name, entry.name, links)
+    new = tarfile.TarInfo(posixpath.normpath(posixpath.join(below, name)))
+    new.type, new.mode, new.mtime = entry.type, entry.mode & 0o7777, entry.mtime
+    if entry.isreg():
+        new.size = entry.size
+    elif entry.issym():
+        if not entry.linkname or "\0" in entry.linkname:
+            raise ArchiveInvalid(f"the symbolic link {entry.name[:200]!r} has no target")
+        links.add(name)
+        new.linkname = entry.linkname
+    elif entry.islnk():
+        new.linkname = posixpath.join(below, _checked(entry.linkname, entry.name, links))
+    elif name in links:
+        raise ArchiveInvalid(f"{entry.name[:200]!r} is there twice, once as a symbolic link")
+    return new
+
+
+def _checked(name: str, named: str, links: set[str]) -> str:
+    """Return the name in its normal form. ArchiveInvalid."""
+    if name.startswith("/") or ".." in name.split("/") or "\0" in name:
+        raise ArchiveInvalid(f"the entry {named[:200]!r} leads out of the archive")
+    normal = posixpath.normpath(name)
+    above = posixpath.dirname(normal)
+    while links and above:
+        if above in links:
+            raise ArchiveInvalid(f"the entry {named[:200]!r} is below a symbolic link")
+        above = posixpath.dirname(above)
+    return normal
+
+
+class _BoundedTarInfo(tarfile.TarInfo):
+    """A header that is read only if it is of a known type and takes little memory."""
+
+    def _proc_member(self, tar: tarfile.TarFile) -> tarfile.TarInfo:
+        if self.type in _HEADERS:
+            if self.size > _MAX_HEADER_BYTES:
+                raise ArchiveInvalid(f"a header takes {self.size} bytes; at most {_MAX_HEADER_BYTES} are allowed")
+        elif self.type not in _ENTRIES:
+            raise ArchiveInvalid(
+                f"{self.name[:200]!r} is no plain file, directory or link: devices, pipes and sparse files are refused"
+            )
+        return super()._proc_member(tar)  # type: ignore[misc,no-any-return]
