@@ -138,6 +138,13 @@ _JOB_OPTIONS = [
         metavar="PATH",
         help="Set the environment variables in this file, one per line.",
     ),
+    click.option(
+        "--secret-env",
+        "secret_envs",
+        type=PAIR,
+        multiple=True,
+        help="Set an environment variable to a secret of the operator, as PASSWORD=db-password.",
+    ),
     click.option("--timeout", type=DURATION, help="Maximum run time, as 90s or 2h.  [default: the server's]"),
     click.option(
         "--pull",
@@ -589,6 +596,7 @@ def _job_options(
     words: Sequence[str],
     envs: Sequence[tuple[str, str | None]],
     env_files: Sequence[Path],
+    secret_envs: Sequence[tuple[str, str]],
     labels: Sequence[tuple[str, str]],
     entrypoint: str | None,
     **options: Any,
@@ -598,6 +606,7 @@ def _job_options(
         **with_container(with_policies(options)),
         "args": words,
         "envs": _environment(envs, env_files, environ),
+        "secret_envs": dict(secret_envs),
         "labels": dict(labels),
         "entrypoint": () if entrypoint is None else (entrypoint,),
     }
