@@ -1,6 +1,7 @@
 """The masking of secrets, piece by piece, against a model that looks at all of the output again for each piece."""
 
 import base64
+import os
 import struct
 import subprocess
 from collections.abc import Sequence
@@ -130,7 +131,9 @@ def outputs(draw: st.DrawFn) -> tuple[list[bytes], list[bytes | None]]:
     return values, [*steps, SILENCE]
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(
+    max_examples=int(os.environ.get("CHAOS_OUTPUTS", "60")), deadline=None, suppress_health_check=list(HealthCheck)
+)
 @given(case=outputs())
 def test_masked_output_is_what_the_model_says_wherever_it_is_cut(
     program: Path, case: tuple[list[bytes], list[bytes | None]]
