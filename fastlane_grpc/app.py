@@ -25,6 +25,7 @@ from fastlane_grpc.dispatcher import LONGEST_SLEEP_SECONDS, Dispatcher
 from fastlane_grpc.docker import CaptureChoice, DockerBackend, DockerCaptures, Engine, capture_without_engine
 from fastlane_grpc.errors import CannotServe, ServerFailed, StoreFailed
 from fastlane_grpc.execution import BackendRunner, Host, RemovedHostRunner, Step, Sweeper
+from fastlane_grpc.health_socket import open_health_socket
 from fastlane_grpc.http.limits import HttpLimits
 from fastlane_grpc.inputs import InputFiles
 from fastlane_grpc.logs import Logs, Tails
@@ -428,6 +429,14 @@ class Server:
             restart=True,
         )
         await self.rpc.start()
+        await self._open_health_socket(parts)
+
+    async def _open_health_socket(self, parts: AsyncExitStack) -> None:
+        try:
+            await open_health_socket(self.settings.data_dir, self.rpc.is_serving, parts)
+        except OSError as error:
+            # The health service of gRPC and the paths of HTTP tell the same.
+            log.warning("the health of this server cannot be asked by `fastlane health`", fault=error.strerror)
 
     async def open_http(self, parts: AsyncExitStack) -> None:
         """Serve the calls over HTTP, unless that is off: opened last, closed first."""

@@ -41,15 +41,16 @@ func (l *list) Set(value string) error {
 }
 
 type options struct {
-	address, tlsCA, tlsCert, tlsKey, tokenFile            string
-	task, image, script, command, user, workingDir        string
-	job, requestID, idFile, system, summary, page, prefix string
-	words                                                 []string
-	envs, labels                                          list
-	timeout, stopWhenUnwatched, wait, heartbeat           time.Duration
-	retries                                               int
-	quiet, timestamps                                     bool
-	lookup                                                func(string) (string, bool)
+	address, tlsCA, tlsCert, tlsKey, tokenFile     string
+	task, image, script, command, user, workingDir string
+	job, requestID, idFile, linkFile               string
+	system, summary, page, prefix                  string
+	words                                          []string
+	envs, labels                                   list
+	timeout, stopWhenUnwatched, wait, heartbeat    time.Duration
+	retries                                        int
+	quiet, timestamps                              bool
+	lookup                                         func(string) (string, bool)
 }
 
 func (o *options) flags() *flag.FlagSet {
@@ -75,6 +76,8 @@ func (o *options) flags() *flag.FlagSet {
 	f.StringVar(&o.requestID, "request-id", "", "run the job once, however often it is sent with this `ID`")
 	f.StringVar(&o.job, "job", "", "follow the job with this `ID`; start nothing")
 	f.StringVar(&o.idFile, "id-file", "", "write the job's id to this `FILE`")
+	f.StringVar(&o.linkFile, "link-file", "",
+		"write the address of the job's page to this `FILE`; with -system gitlab, as a report of annotations")
 	f.DurationVar(&o.heartbeat, "heartbeat", 0, "a line on stderr each time that nothing was printed for this `TIME`; 0: none")
 	f.StringVar(&o.prefix, "prefix", "", "begin each line of output with this `TEXT`")
 	f.BoolVar(&o.timestamps, "timestamps", false, "begin each line of output with its time")
