@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from tests.tools import ROOT, tool
 
 SILENCE = None
+OUTPUTS = int(os.environ.get("CHAOS_OUTPUTS", "60"))
 WARNINGS = ["-Wall", "-Wextra", "-Wconversion", "-Wshadow", "-Wpedantic", "-Werror"]
 SANITIZERS = ["-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
 
@@ -131,9 +132,7 @@ def outputs(draw: st.DrawFn) -> tuple[list[bytes], list[bytes | None]]:
     return values, [*steps, SILENCE]
 
 
-@settings(
-    max_examples=int(os.environ.get("CHAOS_OUTPUTS", "60")), deadline=None, suppress_health_check=list(HealthCheck)
-)
+@settings(max_examples=OUTPUTS, deadline=None, suppress_health_check=list(HealthCheck))
 @given(case=outputs())
 def test_masked_output_is_what_the_model_says_wherever_it_is_cut(
     program: Path, case: tuple[list[bytes], list[bytes | None]]

@@ -26,7 +26,7 @@ from hypothesis import strategies as st
 from fastlane_grpc import recorder as shipped
 from fastlane_grpc.model import Cause, Source
 from fastlane_grpc.record import Gap, RecordSealed, RecordWriter
-from fastlane_grpc.record.format import BLOCK_BYTES, BLOCK_HEADER_BYTES, FRAME_HEADER_BYTES, pack_start
+from fastlane_grpc.record.format import BLOCK_BYTES, BLOCK_HEADER_BYTES, FRAME_HEADER_BYTES, pack_start, unpack_trailer
 from tests.record_model import NOTHING, check_truth, everything, text
 from tests.recorder_program import (
     EXECUTION_ID,
@@ -1146,8 +1146,10 @@ def test_secrets_are_masked_across_the_ends_of_reads_frames_and_blocks(recorder:
     script = "import os, sys; sys.stdout.write(''.join(f'{n} {os.environ[\"PASSWORD\"]}|' for n in range(20_000)))"
     walked = recorder.run(*python(script), secrets=SECRETS)
     assert walked.stdout == b"".join(b"%d ***|" % n for n in range(20_000))
-    [totals] = walked.trailer["totals"]  # type: ignore[misc]
-    assert (totals["bytes"], totals["crc32"]) == (len(walked.stdout), zlib.crc32(walked.stdout))
+    trailer = unpack_trailer(walked.trailer_payload, 0)
+    assert trailer is not None
+    [totals] = trailer.totals
+    assert (totals.bytes, totals.crc32) == (len(walked.stdout), zlib.crc32(walked.stdout))
 
 
 def test_output_that_begins_like_a_secret_is_shown_after_a_moment_and_no_more_of_the_secret(recorder: Recorder) -> None:
