@@ -1,5 +1,5 @@
 # The commands of a developer. Each is a script in .ci/.
-.PHONY: help demo test check proto picture bench chaos
+.PHONY: help demo test check proto conformance picture bench chaos
 MAKEFLAGS += --no-print-directory
 
 help: ## list these commands
@@ -16,6 +16,9 @@ check: ## check the contract, generated code, style, types and imports
 
 proto: ## generate the Python code, docs/contract.md and the code of clients/rust from protos/
 	@.ci/environment && .ci/proto && .ci/tools cargo && PATH="$$PWD/.tools/bin:$$PATH" clients/rust/generate/run
+
+conformance: ## run the clients' suite and record its results for docs/client-conformance.md
+	@.ci/conformance
 
 picture: ## take the picture of the page in the documentation anew
 	@.ci/picture

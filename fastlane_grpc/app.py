@@ -1,12 +1,13 @@
 """The server: its parts, opened in order and closed in reverse, and the notifications between them."""
 
 import asyncio
+import faulthandler
 import os
 import signal
 import sys
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn, Self
@@ -18,11 +19,13 @@ from fastlane_grpc.api import Inputs, OutputReader, Receivers, Service, payload
 from fastlane_grpc.backoff import Backoff
 from fastlane_grpc.call_log import CallLog
 from fastlane_grpc.config import HostSettings, Settings
-from fastlane_grpc.counts import Counts
+from fastlane_grpc.counts import CallCounts, Counts
+from fastlane_grpc.debugging import DebugDump, RecentLines, block_signals
 from fastlane_grpc.dispatcher import LONGEST_SLEEP_SECONDS, Dispatcher
 from fastlane_grpc.docker import CaptureChoice, DockerBackend, DockerCaptures, Engine, capture_without_engine
 from fastlane_grpc.errors import CannotServe, ServerFailed, StoreFailed
 from fastlane_grpc.execution import BackendRunner, Host, RemovedHostRunner, Step, Sweeper
+from fastlane_grpc.health_socket import open_health_socket
 from fastlane_grpc.http.limits import HttpLimits
 from fastlane_grpc.inputs import InputFiles
 from fastlane_grpc.logs import Logs, Tails
@@ -73,9 +76,12 @@ def serve(
     `ready` is called with the ports once the server answers calls. `step` is called for each step of each execution, on
     the thread of that execution. `colors` apply to the log on a terminal. `now`: the clock by which jobs are due and
     expire. The dispatcher looks at it at least every `longest_sleep_seconds`, as it may jump."""
-    _log_to_stderr(colors=colors)
+    recent = RecentLines()
+    _log_to_stderr(recent, colors=colors)
     os.umask(0o077)
-    uvloop.run(_serve(settings, ready, step, now, longest_sleep_seconds))
+    block_signals()
+    faulthandler.enable()
+    uvloop.run(_serve(settings, ready, step, now, longest_sleep_seconds, recent))
 
 
 async def _serve(
@@ -84,9 +90,11 @@ async def _serve(
     step: Callable[[Step, str], None],
     now: Callable[[], datetime],
     longest_sleep_seconds: float,
+    recent: RecentLines,
 ) -> None:
     stopping = _stop_signals(asyncio.get_running_loop())
-    async with Server(settings, step, now=now, longest_sleep_seconds=longest_sleep_seconds) as server:
+    server = Server(settings, step, now=now, longest_sleep_seconds=longest_sleep_seconds, recent=recent)
+    async with server:
         ready(Ports(server.port, server.http_port))
         await server.serve_until(stopping)
 
@@ -123,12 +131,15 @@ class Server:
         *,
         now: Callable[[], datetime] = utc_now,
         longest_sleep_seconds: float = LONGEST_SLEEP_SECONDS,
+        recent: RecentLines | None = None,
     ) -> None:
-        """`now` and `longest_sleep_seconds`: see `serve`."""
+        """`now` and `longest_sleep_seconds`: see `serve`. `recent`: the lines of the log that a debug dump has; None:
+        signals ask for none."""
         self.settings = settings
         self.step = step
         self.now = now
         self.longest_sleep_seconds = longest_sleep_seconds
+        self.recent = recent
         self.loop = asyncio.get_running_loop()
         self._failure: asyncio.Future[NoReturn] = self.loop.create_future()
         self.supervisor = Supervisor(self._down)
@@ -182,6 +193,7 @@ class Server:
         check_reach(self.settings)
         self.open_certificates(parts)
         self.open_data_dir(parts)
+        self.open_debugging(parts)
         self.open_access(parts)
         self.open_call_log(parts)
         self.open_store(parts)
@@ -212,6 +224,18 @@ class Server:
     def open_data_dir(self, parts: AsyncExitStack) -> None:
         """Lock the data directory until all other parts are closed: the next server may start then."""
         parts.enter_context(claimed(self.settings.data_dir))
+
+    def open_debugging(self, parts: AsyncExitStack) -> None:
+        """Write a debug dump at each signal for one. Opened early: a part may hang while it is opened."""
+        if self.recent is None:
+            return
+        try:
+            dump = DebugDump(self.settings, self._debug_facts, self.recent, loop=self.loop, supervisor=self.supervisor)
+        except OSError as error:
+            # A full disk is no reason not to serve.
+            log.warning("no debug dumps can be written", fault=error.strerror)
+        else:
+            parts.callback(dump.close)
 
     def open_access(self, parts: AsyncExitStack) -> None:
         """Read the tokens, if calls need one."""
@@ -407,6 +431,14 @@ class Server:
             restart=True,
         )
         await self.rpc.start()
+        await self._open_health_socket(parts)
+
+    async def _open_health_socket(self, parts: AsyncExitStack) -> None:
+        try:
+            await open_health_socket(self.settings.data_dir, self.rpc.is_serving, parts)
+        except OSError as error:
+            # The health service of gRPC and the paths of HTTP tell the same.
+            log.warning("the health of this server cannot be asked by `fastlane health`", fault=error.strerror)
 
     async def open_http(self, parts: AsyncExitStack) -> None:
         """Serve the calls over HTTP, unless that is off: opened last, closed first."""
@@ -485,6 +517,55 @@ class Server:
         # At the same time: each waits a moment for a thread that hangs.
         await asyncio.gather(*(asyncio.to_thread(host.close) for host in self.hosts))
 
+    def _debug_facts(self) -> Mapping[str, Callable[[], object]]:
+        """Return what each part tells in a debug dump. Called on another thread: nothing is changed, or waited for."""
+        return {
+            "health": lambda: {name: self.rpc.is_serving(name) for name in ("live", "server", "engine")},
+            "store": lambda: {
+                "writes_waiting": self.store.writes_waiting,
+                "reads_waiting": self.store.reads_waiting,
+                "commits": sum(self.counts.store.seconds.counts),
+                "commit_seconds": round(self.counts.store.seconds.sum, 3),
+                "new_jobs": self.counts.store.new_jobs.value,
+                "failures": self.counts.store.failures.value,
+                "claims": self.store.execution_counts.claims,
+                "requeues": self.store.execution_counts.requeues,
+                "starts": dict(self.store.execution_counts.starts),
+                "ends": {
+                    f"{state.name} {reason.name}": count
+                    for (state, reason), count in self.store.execution_counts.ends.items()
+                },
+                "sqlite": self.store.sqlite_version,
+            },
+            "dispatcher": lambda: {
+                "slots": self.settings.max_running,
+                "slots_used": self.dispatcher.running,
+                "claimed_waits": {str(each): count for each, count in self.dispatcher.claimed_waits.items()},
+            },
+            "hosts": lambda: [
+                {
+                    **asdict(state),
+                    "engine_version": host.engine_version,
+                    "error": host.error,
+                    "last_error": host.last_error,
+                    "last_error_time": host.last_error_time,
+                }
+                for host, state in zip(self.hosts, self.dispatcher.host_states, strict=True)
+            ],
+            "logs": lambda: {
+                "open": self.tails.open_logs,
+                "cache_bytes": self.tails.cache.bytes,
+                "cache_reads": self.tails.cache.reads,
+                "bytes_sent": dict(self.tails.bytes_sent),
+            },
+            "streams_open": lambda: self.service.streams_open,
+            "grpc_calls": lambda: _calls(self.counts.grpc),
+            "http_requests": lambda: _calls({" ".join(at): each for at, each in self.counts.http.items()}),
+            "notification_attempts": lambda: {
+                " ".join(map(str, key)): count for key, count in self.counts.notifications.attempts.items()
+            },
+        }
+
     # ---- failure
 
     def _down(self, name: str, error: BaseException) -> None:
@@ -506,6 +587,15 @@ class Server:
 async def _cancelled(task: "asyncio.Task[None]") -> None:
     task.cancel()
     await asyncio.wait([task])
+
+
+def _calls(counts: Mapping[str, CallCounts]) -> Mapping[str, object]:
+    """Return counts of calls by their kind, without kinds that nobody has called."""
+    return {
+        kind: {"in_flight": each.in_flight, "ended": dict(each.ended), "seconds": round(each.seconds.sum, 3)}
+        for kind, each in dict(counts).items()
+        if each.in_flight or each.ended
+    }
 
 
 def _log_loop_error(loop: asyncio.AbstractEventLoop, context: Mapping[str, Any]) -> None:
@@ -625,7 +715,7 @@ def _warn_of_duplicates(host: Host, hosts: Sequence[Host]) -> None:
             )
 
 
-def _log_to_stderr(*, colors: bool) -> None:
+def _log_to_stderr(recent: RecentLines, *, colors: bool) -> None:
     """Log to stderr: text on a terminal, else JSON. Tracebacks are logged without values, which may be secrets."""
     is_terminal = sys.stderr.isatty()
     structlog.configure(
@@ -633,6 +723,7 @@ def _log_to_stderr(*, colors: bool) -> None:
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             structlog.processors.format_exc_info,
+            recent,
             structlog.dev.ConsoleRenderer(colors=colors, exception_formatter=structlog.dev.plain_traceback)
             if is_terminal
             else structlog.processors.JSONRenderer(),

@@ -783,14 +783,24 @@ def as_json(in_force: InForce) -> str:
     told: dict[str, object] = {}
     for each in SETTINGS:
         told[each.name] = {"value": _written(in_force, each), "origin": in_force.origin(each.name)}
-    told["hosts"] = [
-        {each.name: _plain(each, getattr(host, each.name)) for each in fields(HostSettings)} for host in settings.hosts
-    ]
-    for kind, tables in (("pools", settings.pools), ("registries", settings.registries)):
-        told[kind] = [
-            {each.name: _plain(each, getattr(table, each.name)) for each in fields(table)} for table in tables
-        ]
-    return json.dumps(told, indent=2)
+    return json.dumps(told | _tables(settings), indent=2)
+
+
+def shown_settings(settings: Settings) -> Mapping[str, object]:
+    """Return all settings as they are shown: without passwords."""
+    return {each.name: _plain(each, getattr(settings, each.name)) for each in SETTINGS} | _tables(settings)
+
+
+def _tables(settings: Settings) -> dict[str, object]:
+    kinds: Mapping[str, Sequence[Any]] = {
+        "hosts": settings.hosts,
+        "pools": settings.pools,
+        "registries": settings.registries,
+    }
+    return {
+        kind: [{each.name: _plain(each, getattr(table, each.name)) for each in fields(table)} for table in tables]
+        for kind, tables in kinds.items()
+    }
 
 
 def default_data_dir(environ: Mapping[str, str]) -> Path:

@@ -4,11 +4,12 @@ from collections.abc import Generator
 
 import pytest
 
-pytest_plugins = ["tests.engine", "tests.wheel"]
+pytest_plugins = ["tests.engine", "tests.wheel", "tests.conformance.results"]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--no-skips", action="store_true", help="a test that is skipped fails, as in CI")
+    parser.addoption("--record-conformance", action="store_true", help="write the results of the clients' suite down")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -100,6 +100,8 @@ class ScriptedServer(
         self.cuts: deque[Cut] = deque()
         self.refusals: deque[tuple[grpc.StatusCode, str, dict[str, Any]]] = deque()
         self.requests: list[Any] = []
+        # The header of each call, in the order of `requests`.
+        self.authorizations: list[str | bytes] = []
         # What lists answer, and what is looked for by its id beside "job-1" and the executions of `logs`.
         self.jobs: list[pb.Job] = []
         self.executions: list[pb.Execution] = []
@@ -384,6 +386,7 @@ class ScriptedServer(
 
     def _note(self, request: Any, context: grpc.ServicerContext) -> None:
         self.requests.append(request)
+        self.authorizations.append(dict(context.invocation_metadata()).get("authorization", ""))
         if self.refusals:
             code, reason, more = self.refusals.popleft()
             refuse(context, code, reason, more.pop("message", reason), **more)
@@ -450,9 +453,13 @@ def refuse(
     *,
     retry_seconds: float | None = None,
     violations: Sequence[tuple[str, str]] = (),
+    details: bytes | None = None,
     **metadata: str,
 ) -> NoReturn:
-    """Ends the call with an error as the contract says; without a reason, as a proxy would."""
+    """Ends the call with an error as the contract says; without a reason, as a proxy would; with `details` that are
+    none."""
+    if details is not None:
+        context.set_trailing_metadata((("grpc-status-details-bin", details),))
     if not reason:
         context.abort(code, message)
     status = status_pb2.Status(code=code_pb2.Code.Value(code.name), message=message)

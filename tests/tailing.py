@@ -47,6 +47,7 @@ def forget(server: ScriptedServer) -> None:
     server.cuts.clear()
     server.refusals.clear()
     server.requests.clear()
+    server.authorizations.clear()
     for kept in (server.jobs, server.executions, server.tasks, server.hosts, server.prunings):
         kept.clear()
     server.empty_pages = False

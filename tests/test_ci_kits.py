@@ -1,6 +1,7 @@
 """The kits for CI systems, each run as its system runs a step: its processes, its signals, no terminal. docs/ci.md."""
 
 import itertools
+import json
 import os
 import re
 import signal
@@ -24,9 +25,10 @@ from tests.recorder_program import eventually
 from tests.scripted_server import Log, Piece, ScriptedServer
 from tests.serving import Server, serving_on
 from tests.succession import free_address
-from tests.tools import ROOT, script, tool
+from tests.tools import PATH, ROOT, script, tool
 
 KITS = ROOT / "clients" / "ci"
+JENKINS_STEP = KITS / "jenkins" / "vars" / "fastlaneRun.groovy"
 SYSTEM = "linux-amd64" if os.uname().machine == "x86_64" else "linux-arm64"
 # Prints from both sources, without an end of the last line.
 TALK = "printf 'a\\nb'; printf 'c\\n' >&2; exit 3"
@@ -89,14 +91,15 @@ def gitlab() -> str:
 
 
 def jenkins() -> str:
-    found = re.search(r"sh '''\n(.*?)'''", (KITS / "jenkins" / "vars" / "fastlaneRun.groovy").read_text(), re.DOTALL)
+    found = re.search(r"sh '''\n(.*?)'''", JENKINS_STEP.read_text(), re.DOTALL)
     assert found
-    return found[1]
+    return found[1].replace("$FASTLANE_FILES", "files")
 
 
 def tekton() -> str:
+    """Return the script of the task, with results in the files `job` and `link`."""
     [step] = yaml.safe_load((KITS / "tekton" / "task.yaml").read_text())["spec"]["steps"]
-    return str(step["script"]).replace("cd /tmp\n", "")
+    return re.sub(r"\$\(results\.(\w+)\.path\)", r"\1", str(step["script"]).replace("cd /tmp\n", ""))
 
 
 @pytest.fixture
@@ -186,6 +189,34 @@ def test_a_step_of_another_system_is_as_if_the_script_ran_in_it(
     out, err = step.communicate(timeout=60)
     assert (step.returncode, out) == (3, b"a\nb")
     assert b"\nc\n" in b"\n" + err
+    job = job_of(client, task)
+    link = f"{url(server)}/jobs/{job.id}"
+    if system == "gitlab":
+        kit = yaml.safe_load((KITS / "gitlab" / "fastlane.yml").read_text())
+        report = json.loads((tmp_path / kit[".fastlane"]["artifacts"]["reports"]["annotations"]).read_text())
+        assert report == {"fastlane": [{"external_link": {"label": "job on fastlane", "url": link}}]}
+    elif system == "tekton":
+        assert [(tmp_path / name).read_text() for name in ("job", "link")] == [f"{job.id}\n", f"{link}\n"]
+
+
+def test_the_jenkins_step_runs_in_groovy_and_describes_its_build(
+    server: Server, client: Client, tmp_path: Path, image: str
+) -> None:
+    task = next(tasks)
+    options = {"address": server.address, "url": url(server), "image": image, "task": task, "env": "A=1"}
+    words = [f"{name}={value}" for name, value in {**options, "script": f'test "$A" = 1; {TALK}'}.items()]
+    pipeline = ROOT / "tests" / "jenkins_pipeline.groovy"
+    ran = subprocess.run(
+        [tool("groovy"), pipeline, JENKINS_STEP, tmp_path / "description", *words],
+        env={**environment(server, tmp_path), "PATH": PATH},
+        cwd=tmp_path,
+        capture_output=True,
+        timeout=60,
+    )
+    assert (ran.returncode, ran.stdout) == (3, b"a\nb"), ran.stderr.decode()
+    assert (tmp_path / "description").read_text() == f"{url(server)}/jobs/{job_of(client, task).id}"
+    # Nothing is left in the workspace.
+    assert {path.name for path in tmp_path.iterdir()} == {".cache", "description"}
 
 
 # What each system does when somebody cancels: to which processes, which signals, with which pauses in seconds.
@@ -218,6 +249,20 @@ def test_other_systems_cancel_by_sigterm_and_the_job_is_stopped(
     os.killpg(step.pid, signal.SIGTERM) if system == "jenkins" else os.kill(step.pid, signal.SIGTERM)
     out, _ = step.communicate(timeout=60)
     assert (step.returncode, out, client.job(job_id).state) == (130, b"ready\ntold\n", pb.STATE_STOPPED)
+
+
+def test_a_step_whose_terminal_goes_away_stops_its_job(
+    server: Server, client: Client, begun: Any, tmp_path: Path, image: str
+) -> None:
+    task = next(tasks)
+    step = begun(
+        gitlab(), environment(server, tmp_path, **inputs(server, image, script=WAITS, task=task)), ("sh", "-e")
+    )
+    job_id = until_ready(client, task)
+    os.kill(step.pid, signal.SIGHUP)
+    out, err = step.communicate(timeout=60)
+    assert (step.returncode, out, client.job(job_id).state) == (130, b"ready\ntold\n", pb.STATE_STOPPED)
+    assert b"SIGHUP: stopping job" in err
 
 
 def test_the_stop_is_at_the_server_200_ms_after_the_signal(programs: Path, server: Server) -> None:

@@ -44,14 +44,16 @@ def run(command: list[str], *words: str | Path) -> subprocess.CompletedProcess[b
 
 
 def test_the_java_client_and_its_example_are_short() -> None:
-    """Counted without blank lines, comments, imports and lone braces: Java takes a seventh more than 300."""
-    assert sum(map(lines_of_code, SOURCES.glob("*.java"))) <= 345
+    """Counted without blank lines, comments, imports and lone brackets: Java takes a sixth more than 300."""
+    assert sum(map(lines_of_code, SOURCES.glob("*.java"))) <= 355
     assert lines_of_code(SOURCES / "examples" / "TailCommand.java") <= 60
 
 
 def lines_of_code(path: Path) -> int:
     text = re.sub(r"/\*\*.*?\*/", "", path.read_text(), flags=re.DOTALL)
-    return sum(not re.fullmatch(r"\s*(|}|//.*|package .*|import .*|@Override)", line) for line in text.splitlines())
+    return sum(
+        not re.fullmatch(r"\s*(|[\]})]+[;,]?|//.*|package .*|import .*|@Override)", line) for line in text.splitlines()
+    )
 
 
 def test_the_program_in_the_java_readme_works_when_it_is_pasted(

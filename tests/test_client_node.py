@@ -60,7 +60,7 @@ def test_the_program_in_the_node_readme_works_when_it_is_pasted(
     tail: list[str | Path], server: Server, image: str, tmp_path: Path
 ) -> None:
     page = DocPage(node.CLIENT / "README.md")
-    [program] = [block.text for block in page.blocks() if "new Client" in block.text]
+    [program] = [block.text for block in page.blocks() if "enqueue(" in block.text]
     [tarball] = re.findall(r"npm install \.\./fastlane/clients/node/(\S+\.tgz)`", page.path.read_text())
     (tmp_path / "greet.mjs").write_text(program.replace("127.0.0.1:7020", server.address).replace("busybox", image))
     (tmp_path / "package.json").write_text("{}")

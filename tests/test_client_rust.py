@@ -75,13 +75,11 @@ def test_the_program_in_the_rust_readme_works_when_it_is_pasted(
     blocks = [block.text for block in DocPage(rust.CLIENT / "README.md").blocks()]
     [manifest] = [text for text in blocks if text.startswith("[package]")]
     [program] = [text for text in blocks if "async fn main" in text]
-    refusal, options = [text for text in blocks if text.startswith(("match client", "let tls"))]
+    refusal, options = [text for text in blocks if text.startswith(("match client", "let options"))]
     program = program.replace("127.0.0.1:7020", server.address).replace("busybox", image)
     fragments = f"""
 #[allow(dead_code)]
 async fn fragments(client: Client, id: String) -> Result<Client, Box<dyn std::error::Error>> {{
-    use std::fs;
-    use fastlane_client::{{Certificate, ClientTlsConfig, Identity, Options}};
     {refusal}
     {options}
     Ok(client)

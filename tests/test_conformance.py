@@ -5,14 +5,20 @@ import inspect
 import pytest
 
 from tests.conformance import matrix
-from tests.conformance.languages import LANGUAGES
+from tests.conformance.languages import LANGUAGES, Language
+from tests.conformance.results import recorded
 from tests.tools import ROOT
 
 
-def test_the_page_of_the_results_is_as_the_suite_is() -> None:
-    assert (ROOT / "docs" / "client-conformance.md").read_text() == matrix.page(), (
-        "run `python -m tests.conformance.matrix >docs/client-conformance.md`"
-    )
+def test_the_page_of_the_results_is_what_was_recorded() -> None:
+    assert (ROOT / "docs" / "client-conformance.md").read_text() == matrix.page(), "run `make conformance`"
+
+
+@pytest.mark.parametrize("language", LANGUAGES, ids=lambda language: language.name)
+def test_the_record_of_a_language_has_each_promise_and_no_other(language: Language) -> None:
+    results = recorded(language)
+    assert {name.partition("[")[0] for name in results} == {*matrix.promises()}, "run `make conformance`"
+    assert {*results.values()} == {"passed"}
 
 
 @pytest.mark.parametrize("language", LANGUAGES, ids=lambda language: language.name)

@@ -25,6 +25,7 @@ from fastlane_grpc import config
 from fastlane_grpc.client import Client
 from fastlane_grpc.text.values import DEFAULT_LISTEN
 from fastlane_grpc.v1 import fastlane_pb2 as pb
+from tests.certificates import Authority
 from tests.engine import engine_address
 from tests.pages import DocPage
 from tests.reading import Reader
@@ -87,6 +88,14 @@ class Deployment:
         self._image = image
         self._data_dir = data_dir
         self._service = yaml.safe_load((DEPLOY / "compose.yaml").read_text())["services"]["fastlane"]
+
+    def trusting_nobody(self) -> Mapping[str, str]:
+        """Return the environment of a server with TLS, certificates of clients and tokens."""
+        authority = Authority(self._data_dir)
+        pair = authority.sign("server")
+        files = {"FASTLANE_TLS_CERT": pair.cert, "FASTLANE_TLS_KEY": pair.key, "FASTLANE_TLS_CLIENT_CA": authority.cert}
+        inside = {name: f"/var/lib/fastlane/{path.relative_to(self._data_dir)}" for name, path in files.items()}
+        return {**inside, "FASTLANE_AUTH": "tokens", "FASTLANE_PUBLIC": "off", "FASTLANE_INSECURE": "false"}
 
     @contextmanager
     def up(self, port: int = 0, **environment: str) -> Iterator[Container]:
@@ -156,6 +165,10 @@ def test_a_server_in_a_container_runs_jobs_beside_it_and_hands_them_over(
             first.reload()
             assert first.attrs["State"]["ExitCode"] == 0
             sdk.containers.get(container_id).exec_run("touch /tmp/go")
+            # Nobody is trusted any more but those with a certificate and a token: the health check still works.
+            with deployment.up(port, FASTLANE_CAPTURE="recorder", **deployment.trusting_nobody()) as second:
+                with pytest.raises(requests.exceptions.SSLError):
+                    requests.get(f"https://localhost:{published(second, HTTP_PORT)}/readyz", timeout=30)
             with deployment.up(port, FASTLANE_CAPTURE="recorder"):
                 assert (log.end().state, log.end().exit_status) == (pb.STATE_FAILED, 7)
     assert (log.data[pb.SOURCE_STDOUT], log.data[pb.SOURCE_STDERR], log.gaps) == (b"begin\n" + NUMBERS, b"oh\n", [])

@@ -3,20 +3,28 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import closing
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlite_utils import Database
 
+from fastlane_grpc.backup import back_up
 from fastlane_grpc.docker.handle import DockerHandle, unpacked
 from fastlane_grpc.model import Job, JobSpec, Outcome, Reason, State
 from fastlane_grpc.store import JobQuery, PruneQuery, Store
 from fastlane_grpc.store.database import open_for_reading, open_for_writing, sqlite3
+from fastlane_grpc.store.migrations import migrations
+from tests.serving import Server
 from tests.store_checks import check_jobs, check_lines
 
 # Written by the version in which a job had the state of its newest execution: jobs in every state of that time.
 DUMP = Path(__file__).parent / "databases" / "before_jobs_had_states.sql"
+# All steps, in their order. A version is known by how many of them it had; a step that was on main is never edited.
+STEPS = [step.name for step in migrations.pending(Database(memory=True))]
+FIRST_IN_DUMP = 6
 GRACE = timedelta(seconds=5)
 
 
@@ -99,6 +107,64 @@ async def test_jobs_that_ended_are_pruned_oldest_first(store: Store) -> None:
     assert [found.job_id for found in await store.oldest(PruneQuery(second.end_time), limit=9)] == [first.id, second.id]
     assert [found.job_id for found in await store.oldest(PruneQuery(second.end_time, task_id="stopped"), limit=9)] == []
     assert await store.delete_jobs([first.id, second.id]) == 2
+
+
+@pytest.mark.parametrize("count", range(FIRST_IN_DUMP, len(STEPS) + 1))
+def test_a_database_of_any_version_is_brought_along_with_all_jobs(tmp_path: Path, count: int) -> None:
+    path = database(tmp_path)
+    with closing(sqlite3.connect(path, isolation_level=None)) as db:
+        migrations.apply(Database(db), stop_before=STEPS[count:] or None)
+        assert [step.name for step in migrations.applied(Database(db))] == STEPS[:count]
+    open_for_writing(path).close()
+    with closing(open_for_reading(path)) as db:
+        assert [step.name for step in migrations.applied(Database(db))] == STEPS
+        assert db.execute("SELECT count(*) FROM jobs").fetchall() == [(13,)]
+        assert db.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+        assert db.execute("PRAGMA foreign_key_check").fetchall() == []
+        check_jobs(lambda sql: db.execute(sql).fetchall())
+        check_lines(lambda sql: db.execute(sql).fetchall())
+
+
+def test_an_older_server_refuses_a_newer_database_and_changes_nothing(tmp_path: Path) -> None:
+    data_dir = tmp_path / "data"
+    data_dir.mkdir()
+    with closing(open_for_writing(database(data_dir))) as db:
+        db.execute("INSERT INTO _sqlite_migrations (migration_set, name, applied_at) VALUES ('fastlane', 'queues', '')")
+        db.execute("PRAGMA user_version = 1002003")
+    before = {each.name: each.read_bytes() for each in data_dir.iterdir()}
+    with pytest.raises(RuntimeError) as refused:
+        Server(data_dir, engine="unix:///nobody")
+    said = str(refused.value)
+    assert (
+        "was written by fastlane 1.2.3 and has queues, which fastlane 0.1.0 does not know: run fastlane 1.2.3 or"
+        in said
+    )
+    assert "restore a backup that was made before the upgrade" in said
+    after = {each.name: each.read_bytes() for each in data_dir.iterdir()}
+    assert {name: after[name] for name in before} == before
+    # What a server makes before it looks at the database; the newer one uses it as it is.
+    assert after.keys() - before.keys() <= {"lock", "debug-stacks"}
+
+
+def test_the_version_that_serves_a_database_is_in_it(tmp_path: Path) -> None:
+    path = database(tmp_path)
+    for stored, kept in ((0, 1000), (1000, 1000), (2_000_000, 2_000_000)):
+        with closing(sqlite3.connect(path)) as db:
+            db.execute(f"PRAGMA user_version = {stored}")
+        with closing(open_for_writing(path)) as db:
+            assert db.execute("PRAGMA user_version").fetchall() == [(kept,)]
+
+
+def test_a_backup_keeps_the_format_of_the_server_that_wrote_the_database(tmp_path: Path) -> None:
+    # So an older fastlane can restore it: the way back after an upgrade.
+    data_dir = tmp_path / "data"
+    data_dir.mkdir()
+    path = database(data_dir)
+    old = schema(path)
+    back_up(data_dir, str(tmp_path / "before"), output=BytesIO(), version="0.0.9", now=datetime.now(UTC))
+    open_for_writing(path).close()
+    assert schema(path) != old
+    assert schema(tmp_path / "before" / "fastlane.db") == old
 
 
 def schema(path: Path) -> list[Any]:

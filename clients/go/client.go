@@ -6,7 +6,10 @@ package fastlane
 import (
 	"context"
 	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
 	"encoding/hex"
+	"fmt"
 	"os"
 	"strings"
 	"time"
@@ -14,9 +17,9 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/keepalive"
-	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 
 	pb "fastlane.example/fastlane/v1"
@@ -32,50 +35,96 @@ type Client struct {
 	executions pb.ExecutionServiceClient
 }
 
-// New returns a client of the server at HOST:PORT. It connects when the first call is made, without TLS unless an option
-// says otherwise.
-func New(address string, options ...grpc.DialOption) (*Client, error) {
-	options = append([]grpc.DialOption{
-		grpc.WithTransportCredentials(insecure.NewCredentials()),
+// Options are how a client connects. The zero value: without TLS, without a token.
+type Options struct {
+	// TLSCA turns TLS on: a PEM file of authorities, one of which signed the server's certificate. "system": this
+	// machine's authorities.
+	TLSCA string
+	// TLSCert and TLSKey turn TLS on: PEM files of the client's own certificate and its key, for a server that
+	// requires one.
+	TLSCert, TLSKey string
+	// Token is shown with each call, for a server that requires one.
+	Token string
+	// TokenFile is a file with the token, which is read anew for each call.
+	TokenFile string
+	// Dial are further options of gRPC.
+	Dial []grpc.DialOption
+}
+
+// New returns a client of the server at HOST:PORT. It connects when the first call is made.
+func New(address string, options Options) (*Client, error) {
+	secure, err := options.transport()
+	if err != nil {
+		return nil, failed(codes.Unauthenticated, "TLS: %v", err)
+	}
+	// A token that cannot be used is told at once, not after the first connect.
+	if _, err := shownToken(options).GetRequestMetadata(context.Background()); err != nil {
+		return nil, err
+	}
+	dial := append([]grpc.DialOption{
+		grpc.WithTransportCredentials(secure),
+		grpc.WithPerRPCCredentials(shownToken(options)),
 		// Finds a dead connection while a call is open.
 		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 30 * time.Second, Timeout: 10 * time.Second}),
 		// gRPC's own pauses between connects grow to two minutes.
 		grpc.WithConnectParams(grpc.ConnectParams{MinConnectTimeout: 5 * time.Second, Backoff: backoff.Config{
 			BaseDelay: firstPause, Multiplier: 2, Jitter: 0.2, MaxDelay: longestPause,
 		}}),
-	}, options...)
-	connection, err := grpc.NewClient(address, options...)
+	}, options.Dial...)
+	connection, err := grpc.NewClient(address, dial...)
 	if err != nil {
 		return nil, err
 	}
 	return &Client{connection, pb.NewJobServiceClient(connection), pb.NewExecutionServiceClient(connection)}, nil
 }
 
-// WithToken is an option of New for a server that requires a token: each call shows what the function returns.
-func WithToken(token func() (string, error)) grpc.DialOption {
-	return grpc.WithPerRPCCredentials(shownToken(token))
+func (o Options) transport() (credentials.TransportCredentials, error) {
+	if o.TLSCA+o.TLSCert+o.TLSKey == "" {
+		return insecure.NewCredentials(), nil
+	}
+	config := &tls.Config{MinVersion: tls.VersionTLS12}
+	if o.TLSCA != "" && o.TLSCA != "system" {
+		pem, err := os.ReadFile(o.TLSCA)
+		if err != nil {
+			return nil, err
+		}
+		if config.RootCAs = x509.NewCertPool(); !config.RootCAs.AppendCertsFromPEM(pem) {
+			return nil, fmt.Errorf("%s has no certificate in PEM", o.TLSCA)
+		}
+	}
+	if o.TLSCert+o.TLSKey != "" {
+		own, err := tls.LoadX509KeyPair(o.TLSCert, o.TLSKey)
+		if err != nil {
+			return nil, fmt.Errorf("%s and %s: %w", o.TLSCert, o.TLSKey, err)
+		}
+		config.Certificates = []tls.Certificate{own}
+	}
+	return credentials.NewTLS(config), nil
 }
 
-// WithTokenFile is WithToken for a file, which is read anew for each call.
-func WithTokenFile(path string) grpc.DialOption {
-	return WithToken(func() (string, error) {
-		text, err := os.ReadFile(path)
-		return strings.TrimSpace(string(text)), err
-	})
-}
+// shownToken is the credentials of each call. A server on loopback may want a token without TLS.
+type shownToken Options
 
-// shownToken is the credentials of a call. A server on loopback may want a token without TLS.
-type shownToken func() (string, error)
-
-func (t shownToken) GetRequestMetadata(context.Context, ...string) (map[string]string, error) {
-	token, err := t()
-	if err != nil {
-		return nil, status.Errorf(codes.InvalidArgument, "the token: %v", err)
+func (o shownToken) GetRequestMetadata(context.Context, ...string) (map[string]string, error) {
+	token := o.Token
+	if o.TokenFile != "" {
+		text, err := os.ReadFile(o.TokenFile)
+		if err != nil {
+			return nil, failed(codes.Unauthenticated, "the token: %v", err)
+		}
+		token = string(text)
+	}
+	token = strings.TrimSpace(token)
+	if strings.ContainsFunc(token, func(r rune) bool { return r < ' ' || r > '~' }) {
+		return nil, failed(codes.Unauthenticated, "a token has printable characters of ASCII only")
+	}
+	if token == "" {
+		return nil, nil
 	}
 	return map[string]string{"authorization": "Bearer " + token}, nil
 }
 
-func (t shownToken) RequireTransportSecurity() bool { return false }
+func (o shownToken) RequireTransportSecurity() bool { return false }
 
 // Close ends all calls and tails.
 func (c *Client) Close() error { return c.connection.Close() }

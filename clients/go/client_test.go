@@ -55,7 +55,7 @@ func serve(t *testing.T) (*server, *fastlane.Client) {
 	running := grpc.NewServer()
 	pb.RegisterJobServiceServer(running, served)
 	go running.Serve(listener)
-	client, err := fastlane.New(listener.Addr().String())
+	client, err := fastlane.New(listener.Addr().String(), fastlane.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -137,7 +137,7 @@ func TestACallEndsWithItsContext(t *testing.T) {
 	}
 	nobody := listener.Addr().String()
 	listener.Close()
-	client, err := fastlane.New(nobody)
+	client, err := fastlane.New(nobody, fastlane.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}

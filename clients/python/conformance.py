@@ -29,6 +29,7 @@ from fastlane_grpc.client import (
 from fastlane_grpc.v1 import fastlane_pb2 as pb
 
 FAILED = 70
+CONNECTION = {"tls_ca", "tls_cert", "tls_key", "token", "token_file"}
 
 
 @dataclass
@@ -50,9 +51,9 @@ def main(operation: str, *words: str) -> int:
     args = [word.removeprefix("arg=") for word in words if word.startswith("arg=")]
     report = Report()
     try:
-        token = Path(options["token_file"]).read_text().strip() if "token_file" in options else ""
         timeout = float(options.get("timeout_seconds", 30))
-        with Client(options["address"], timeout=timeout, token=token, tls_ca=options.get("tls_ca")) as client:
+        how = {name: options[name] for name in CONNECTION & options.keys()}
+        with Client(options["address"], timeout=timeout, **how) as client:
             return OPERATIONS[operation](client, options, args, report)
     except Error as error:
         violations = error.violations if isinstance(error, InvalidRequest) else ()

@@ -635,6 +635,11 @@ class Service:
         with self._counted():
             yield
 
+    @property
+    def streams_open(self) -> int:
+        """The streams in flight."""
+        return self._streams
+
     @contextmanager
     def _counted(self) -> Iterator[None]:
         """Count one more stream within the context. TooManyStreams."""

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
 from itertools import islice
-from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import click
@@ -31,7 +30,6 @@ _START_ONE = "start one with `fastlane server`, or set another --address"
 _BEGINNING = re.compile(r"[0-9a-f-]{1,35}")
 _CANDIDATES = 5
 _LEAST_PAUSE_SECONDS = 0.1
-_MAX_TOKEN = 4096
 
 _Listed = TypeVar("_Listed")
 _Answer = TypeVar("_Answer")
@@ -41,22 +39,15 @@ def client_of(address: str) -> Callable[..., api.Client]:
     """Return a function that makes clients for the server of the running command, with options of `Client`."""
     meta = click.get_current_context().meta
     tls: dict[str, Any] = {name: meta.get(f"fastlane.{name}") for name in TLS_OPTIONS}
-    return partial(api.Client, address, token=_token(meta.get("fastlane.token_file")), **tls)
+    return partial(api.Client, address, token=_token(), token_file=meta.get("fastlane.token_file"), **tls)
 
 
-def _token(path: str | None) -> str:
-    """Return the token of the file, else of the environment unless a context is used; empty: there is none."""
-    if path is None:
-        if click.get_current_context().meta.get(CONTEXT) is not None:
-            # The token of the environment may be that of another server.
-            return ""
-        return str((click.get_current_context().obj or {}).get("FASTLANE_TOKEN", "")).strip()
-    try:
-        with Path(path).expanduser().open(encoding="utf-8") as file:
-            return file.read(_MAX_TOKEN).strip()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not text"
-        raise Failure(f"cannot read --token-file {path}: {reason}", WRONG_USE) from error
+def _token() -> str:
+    """Return the token of the environment, unless a context is used: it may be that of another server."""
+    context = click.get_current_context()
+    if context.meta.get(CONTEXT) is not None:
+        return ""
+    return str((context.obj or {}).get("FASTLANE_TOKEN", "")).strip()
 
 
 @contextmanager
@@ -64,7 +55,7 @@ def connected(address: str) -> Iterator[api.Client]:
     """A client for as long as it lasts. What goes wrong with the server meanwhile is a Failure."""
     try:
         client = client_of(address)(retry_for=_RETRY_FOR)
-    except (api.TlsFailed, api.InvalidText) as error:
+    except (api.TlsFailed, api.Unauthenticated, api.InvalidText) as error:
         raise Failure(printable(with_option_names(str(error))), WRONG_USE) from error
     with client:
         try:
@@ -81,7 +72,7 @@ def connected(address: str) -> Iterator[api.Client]:
             raise Failure(printable(str(error) if error.reason else message), UNAVAILABLE) from error
         except api.Unauthenticated as error:
             hint = "it requires a token: set FASTLANE_TOKEN or --token-file; `fastlane token create` makes one"
-            told = hint if error.reason == "TOKEN_REQUIRED" else str(error)
+            told = hint if error.reason == "TOKEN_REQUIRED" else with_option_names(str(error))
             raise Failure(printable(f"the server at {address} refuses the call: {told}")) from error
         except api.UnknownField as error:
             message = f"the server at {address} is older than this program and does not support this call: {error}"

@@ -59,6 +59,7 @@ class AsyncClient:
         tls_cert: FilePath | None = None,
         tls_key: FilePath | None = None,
         token: str = "",
+        token_file: FilePath | None = None,
     ) -> None:
         self._timeout_seconds = requests.seconds(timeout)
         self._retry_seconds = self._timeout_seconds if retry_for is None else requests.seconds(retry_for, "retry_for")
@@ -67,7 +68,7 @@ class AsyncClient:
         self._own_channel = channel.asynchronous(address, backoff, secure) if isinstance(address, str) else None
         line = self._own_channel or address
         assert not isinstance(line, str)
-        line = channel.with_token(line, token)
+        line = channel.with_token(line, token, token_file)
         self._jobs = pb_grpc.JobServiceStub(line)
         self._executions = pb_grpc.ExecutionServiceStub(line)
         self._tasks = pb_grpc.TaskServiceStub(line)

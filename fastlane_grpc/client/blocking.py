@@ -50,7 +50,8 @@ class Client:
 
     With `tls_ca`, a file of authorities in PEM or "system", the connection is encrypted and the server's certificate
     checked. `tls_cert` and `tls_key` are the files of the client's own certificate. TlsFailed.
-    Each call has the `token`, if the server requires one: Unauthenticated, PermissionDenied.
+    Each call has the `token`, if the server requires one: Unauthenticated, PermissionDenied. A `token_file` is read
+    anew for each call.
 
     A call may take `timeout` in all. While the server cannot be reached it is tried again for `retry_for` (as long as
     `timeout` if not given). All methods may be called from any thread; each tail, and each list while it is read,
@@ -67,6 +68,7 @@ class Client:
         tls_cert: FilePath | None = None,
         tls_key: FilePath | None = None,
         token: str = "",
+        token_file: FilePath | None = None,
     ) -> None:
         self._timeout_seconds = requests.seconds(timeout)
         self._retry_seconds = self._timeout_seconds if retry_for is None else requests.seconds(retry_for, "retry_for")
@@ -75,7 +77,7 @@ class Client:
         self._own_channel = channel.blocking(address, backoff, secure) if isinstance(address, str) else None
         line = self._own_channel or address
         assert not isinstance(line, str)
-        line = channel.with_token(line, token)
+        line = channel.with_token(line, token, token_file)
         self._jobs = pb_grpc.JobServiceStub(line)
         self._executions = pb_grpc.ExecutionServiceStub(line)
         self._tasks = pb_grpc.TaskServiceStub(line)

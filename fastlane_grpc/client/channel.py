@@ -3,16 +3,19 @@
 from collections.abc import Callable, Mapping
 from functools import partial
 from ipaddress import ip_address, ip_network
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import grpc
 
 from fastlane_grpc.client import requests
-from fastlane_grpc.client.errors import InvalidText
+from fastlane_grpc.client.errors import Unauthenticated
 from fastlane_grpc.client.retries import Backoff
+from fastlane_grpc.client.tls import FilePath
 
 Line = TypeVar("Line")
 
+_MAX_TOKEN = 4096
 _LOOPBACK = ("127.", "localhost:", "[::1]:")
 
 
@@ -31,27 +34,57 @@ def asynchronous(address: str, backoff: Backoff, credentials: grpc.ChannelCreden
 
 
 class WithToken:
-    """The calls of a channel, each with a token. Generated stubs need no more of a channel."""
+    """The calls of a channel, each with the token of its time. Generated stubs need no more of a channel."""
 
-    def __init__(self, line: Any, token: str) -> None:
+    def __init__(self, line: Any, token: Callable[[], str]) -> None:
         self._line = line
-        self._metadata = (("authorization", f"Bearer {token}"),)
+        self._token = token
 
     def unary_unary(self, *arguments: Any, **options: Any) -> Callable[..., Any]:
-        return partial(self._line.unary_unary(*arguments, **options), metadata=self._metadata)
+        return self._shows_token(self._line.unary_unary(*arguments, **options))
 
     def unary_stream(self, *arguments: Any, **options: Any) -> Callable[..., Any]:
-        return partial(self._line.unary_stream(*arguments, **options), metadata=self._metadata)
+        return self._shows_token(self._line.unary_stream(*arguments, **options))
+
+    def _shows_token(self, method: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **options: Any) -> Any:
+            token = self._token()
+            metadata = (("authorization", f"Bearer {token}"),) if token else ()
+            return method(*arguments, metadata=metadata, **options)
+
+        return call
 
 
-def with_token(line: Line, token: str) -> Line:
-    """Return the channel whose calls have a token; an empty one: the channel itself. InvalidText."""
+def with_token(line: Line, token: str, token_file: FilePath | None) -> Line:
+    """Return the channel whose calls have a token: that of the file, read anew for each call, or `token`. Without any
+    it is the channel itself. Unauthenticated: the token cannot be read or sent."""
+    if token_file is not None:
+        # A file that is missing is told at once, not by the first call.
+        _token_of(token_file)
+        return cast("Line", WithToken(line, partial(_token_of, token_file)))
     if not token:
         return line
+    return cast("Line", WithToken(line, partial(str, _sendable(token, "token"))))
+
+
+def _token_of(file: FilePath) -> str:
+    try:
+        with Path(file).expanduser().open(encoding="utf-8") as opened:
+            return _sendable(opened.read(_MAX_TOKEN).strip(), "token_file")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not text"
+        raise _unusable(f"cannot read token_file {file}: {reason}") from error
+
+
+def _sendable(token: str, name: str) -> str:
     if not token.isascii() or not token.isprintable():
         # The message must not repeat it.
-        raise InvalidText("token")
-    return cast("Line", WithToken(line, token))
+        raise _unusable(f"{name}: a token has printable characters of ASCII only")
+    return token
+
+
+def _unusable(message: str) -> Unauthenticated:
+    return Unauthenticated(message, code=grpc.StatusCode.UNAUTHENTICATED)
 
 
 def proxy(address: str, environ: Mapping[str, str]) -> tuple[str, str] | None:

@@ -29,7 +29,7 @@ def credentials(
     if tls_ca is None and tls_cert is None and tls_key is None:
         return None
     if (tls_cert is None) != (tls_key is None):
-        raise TlsFailed("tls_cert and tls_key go together: give both, or neither")
+        raise _unusable("tls_cert and tls_key go together: give both, or neither")
     authorities = _read("tls_ca", _system_authorities() if tls_ca in {None, SYSTEM} else tls_ca)
     if tls_cert is None or tls_key is None:
         _check(tls_ca, authorities)
@@ -70,13 +70,17 @@ def _speaks(connection: ssl.SSLSocket) -> bool:
         return False
 
 
+def _unusable(message: str) -> TlsFailed:
+    return TlsFailed(message, code=grpc.StatusCode.UNAUTHENTICATED)
+
+
 def _read(name: str, path: FilePath | None) -> bytes | None:
     if path is None:
         return None
     try:
         return Path(path).expanduser().read_bytes()
     except OSError as error:
-        raise TlsFailed(f"cannot read {name}, {path}: {error.strerror}") from error
+        raise _unusable(f"cannot read {name}, {path}: {error.strerror}") from error
 
 
 def _system_authorities() -> str | None:
@@ -96,14 +100,14 @@ def _check(
         try:
             context.load_verify_locations(cadata=authorities.decode("ascii"))
         except (ssl.SSLError, ValueError) as error:
-            raise TlsFailed(f"tls_ca, {tls_ca}, has no certificate in PEM (-----BEGIN CERTIFICATE-----)") from error
+            raise _unusable(f"tls_ca, {tls_ca}, has no certificate in PEM (-----BEGIN CERTIFICATE-----)") from error
     if tls_cert is not None and tls_key is not None:
         try:
             context.load_cert_chain(Path(tls_cert).expanduser(), Path(tls_key).expanduser(), password=lambda: "")
         except (ssl.SSLError, OSError, ValueError) as error:
             if getattr(error, "reason", "") == "KEY_VALUES_MISMATCH":
-                raise TlsFailed(f"tls_key, {tls_key}, is not the key of tls_cert, {tls_cert}") from error
-            raise TlsFailed(
+                raise _unusable(f"tls_key, {tls_key}, is not the key of tls_cert, {tls_cert}") from error
+            raise _unusable(
                 f"tls_cert, {tls_cert}, and tls_key, {tls_key}, must be a certificate and its key in PEM, without a "
                 "passphrase"
             ) from error

@@ -14,7 +14,14 @@ NETWORK = {"9p", "afs", "ceph", "cifs", "fuse.sshfs", "glusterfs", "lustre", "nc
 # Each of the first names proves a data directory. Without them, a data directory holds only the other names: its first
 # start failed, or its database was lost.
 _PROOFS = {"fastlane.db", "fastlane.db-wal", "serving"}
-_OURS = {"tokens.json", "tokens.new", "lock", "inputs", "logs", "recorder", "fastlane.db-shm"}
+# What the debugging of a running server writes.
+DEBUG_DUMP = "debug-dump.json"
+DEBUG_STACKS = "debug-stacks"
+HEALTH_SOCKET = "health.sock"
+_OURS = {
+    *("tokens.json", "tokens.new", "lock", "inputs", "logs", "recorder", "fastlane.db-shm"),
+    *(DEBUG_DUMP, "debug-dump.new", DEBUG_STACKS, HEALTH_SOCKET),
+}
 # With less free room a disk is full: most writes fail there.
 _FULL_BYTES = 1 << 20
 
@@ -58,6 +65,22 @@ def claimed(path: Path) -> Iterator[None]:
         yield
     finally:
         os.close(lock)
+
+
+def holder(path: Path) -> int | None:
+    """Return the id of the process that holds the lock of the directory; None: none does, or it is not visible."""
+    try:
+        text = (path / "lock").read_text()
+        process_id = int(text)
+        files = list(Path(f"/proc/{process_id}/fd").iterdir())
+    except (OSError, ValueError):
+        return None
+    # A process that has the number of a server that was killed is another one.
+    for file in files:
+        with suppress(OSError):
+            if file.samefile(path / "lock"):
+                return process_id
+    return None
 
 
 def foreign_directory(path: Path) -> str:

@@ -3,8 +3,10 @@
 Statements write a bound limit as `LIMIT :limit + 0`. With a bare parameter SQLite prepares the statement again for each
 execution, which costs more than most statements themselves."""
 
+import re
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -108,8 +110,11 @@ def _migrate(db: Connection, path: Path) -> None:
     applied = {migration.name for migration in migrations.applied(database)}
     known = {migration.name for migration in migrations.pending(Database(memory=True))}
     if unknown := applied - known:
+        writer = _written_by(db)
         raise StoreFailed(
-            f"{path} was written by a newer fastlane ({', '.join(sorted(unknown))}): run that one, or a later one"
+            f"{path} was written by {writer or 'a newer fastlane'} and has {', '.join(sorted(unknown))}, which "
+            f"fastlane {version('fastlane-grpc')} does not know: run {writer or 'that one'} or a later one, or "
+            "restore a backup that was made before the upgrade"
         )
     if applied:
         # Each step is a transaction. One for all would keep in memory how every page of a large database was before.
@@ -123,6 +128,25 @@ def _migrate(db: Connection, path: Path) -> None:
         # Into the file itself, while nobody else has it open: what a database is, and whose, is then not lost with its
         # write-ahead log.
         db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    if (number := _number_of(version("fastlane-grpc"))) > _stored_number(db):
+        # Told by an older server that does not know the schema.
+        db.execute(f"PRAGMA user_version = {number}")
+
+
+def _number_of(text: str) -> int:
+    """Return the number by which a database names a version: 1.2.3 is 1002003."""
+    parts = re.match(r"([0-9]{1,3})\.([0-9]{1,3})\.([0-9]{1,3})", text)
+    return int(parts[1]) * 1_000_000 + int(parts[2]) * 1000 + int(parts[3]) if parts else 0
+
+
+def _stored_number(db: Connection) -> int:
+    return int(db.execute("PRAGMA user_version").fetchall()[0][0])
+
+
+def _written_by(db: Connection) -> str:
+    """Return the newest fastlane that has served the database; empty: unknown, as it is older than this number."""
+    number = _stored_number(db)
+    return f"fastlane {number // 1_000_000}.{number // 1000 % 1000}.{number % 1000}" if number > 0 else ""
 
 
 def _refuse_loss(path: Path) -> None:

@@ -37,7 +37,7 @@ from fastlane_grpc.store.audit import AuditEntry, caller_name, caller_name_or_ad
 from fastlane_grpc.store.batch import EnqueueBatch, Enqueued
 from fastlane_grpc.store.census import Census, take_census
 from fastlane_grpc.store.changes import Change, ChangePosition, JobsRead
-from fastlane_grpc.store.database import Connection, open_for_reading, open_for_writing
+from fastlane_grpc.store.database import Connection, open_for_reading, open_for_writing, sqlite3
 from fastlane_grpc.store.due import Promotion
 from fastlane_grpc.store.enqueue import DEFAULT_SECRET_NAMES, NO_QUOTA, Enqueue, Quota, key_holders
 from fastlane_grpc.store.execution_counts import ExecutionCounts
@@ -581,6 +581,11 @@ class Store:
     def census(self) -> Pending[Census]:
         """Count what is stored; see `take_census` for what it costs."""
         return self._readers.read(lambda db: take_census(db, self._pools))
+
+    @property
+    def sqlite_version(self) -> str:
+        """The version of the library of SQLite."""
+        return sqlite3.sqlite_version
 
     @property
     def writes_waiting(self) -> int:

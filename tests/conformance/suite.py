@@ -206,31 +206,70 @@ class Suite:
         scripted.refusals.append((grpc.StatusCode.UNAVAILABLE, "OF_A_LATER_RELEASE", {}))
         assert driver.get(scripted.address, "job-1").error["reason"] == "OF_A_LATER_RELEASE"
 
+    def test_details_that_cannot_be_read_are_none(self, driver: Driver, scripted: ScriptedServer) -> None:
+        for details in (b"\xff\xff", b"\x08\x05\x1a\x02\x0a\xff"):
+            scripted.refusals.append((grpc.StatusCode.NOT_FOUND, "", {"details": details, "message": "nothing there"}))
+            error = driver.get(scripted.address, "job-1").error
+            assert (error["code"], error.get("reason", ""), error["message"]) == (5, "", "nothing there")
+
     # ------------------------------------------------------------------------------------------------- tokens and TLS
 
-    def test_the_token_is_sent_and_the_certificate_of_the_server_is_checked(
-        self, driver: Driver, tmp_path: Path
-    ) -> None:
+    def test_the_token_is_sent_and_both_sides_check_certificates(self, driver: Driver, tmp_path: Path) -> None:
         authority, stranger = Authority(tmp_path), Authority(tmp_path, "stranger")
-        pair, token_file, data_dir = authority.sign("server"), tmp_path / "token", tmp_path / "data"
+        pair, own = authority.sign("server"), authority.sign("client")
+        token_file, data_dir = tmp_path / "token", tmp_path / "data"
         data_dir.mkdir(mode=0o700)
         token_file.write_text(TokenFile(data_dir).create("ci", Role.SUBMIT) + "\n")
+        files = {"tls_cert": pair.cert, "tls_key": pair.key, "tls_client_ca": authority.cert}
         server = Server(
-            data_dir, engine="unix:///nobody", auth="tokens", tls_cert=str(pair.cert), tls_key=str(pair.key)
+            data_dir, engine="unix:///nobody", auth="tokens", **{name: str(each) for name, each in files.items()}
         )
+        certified = {"tls_ca": authority.cert, "tls_cert": own.cert, "tls_key": own.key}
         try:
             for ask in (driver.get, driver.tail):
-                known = ask(server.address, job="no-such", token_file=token_file, tls_ca=authority.cert).error
+                known = ask(server.address, job="no-such", token_file=token_file, **certified).error
                 assert (known["code"], known["reason"]) == (5, "JOB_NOT_FOUND")
-                unknown = ask(server.address, job="no-such", tls_ca=authority.cert).error
+                unknown = ask(server.address, job="no-such", **certified).error
                 assert (unknown["code"], unknown["reason"]) == (16, "TOKEN_REQUIRED")
                 begin = time.monotonic()
-                refused = ask(server.address, job="no-such", token_file=token_file, tls_ca=stranger.cert).error
+                distrusted = {**certified, "tls_ca": stranger.cert}
+                refused = ask(server.address, job="no-such", token_file=token_file, **distrusted).error
                 assert (refused["code"], refused.get("reason", "")) == (16, "")
                 assert re.search("certificat", refused["message"])
                 assert time.monotonic() - begin < 10
+            # A client without a certificate is refused after the handshake: most libraries cannot tell why.
+            without = driver.get(server.address, "j", token_file=token_file, tls_ca=authority.cert, timeout_seconds=0.5)
+            assert (without.error["code"] in {1, 4, 14, 16}, without.error.get("reason", "")) == (True, "")
         finally:
             server.stop()
+
+    def test_a_token_that_was_replaced_in_its_file_is_sent(
+        self, driver: Driver, scripted: ScriptedServer, tmp_path: Path
+    ) -> None:
+        token_file = tmp_path / "token"
+        token_file.write_text("first\n")
+        scripted.logs["e"] = Log(HELLO.pieces, heartbeats_before_end=1, heartbeat_seconds=SECONDS, heeds_stop=False)
+        scripted.cuts.append(Cut(3, "unavailable"))
+        with driver.start("tail", scripted.address, execution="e", token_file=token_file) as tail:
+            assert tail.read(len(HELLO_BYTES)) == HELLO_BYTES
+            token_file.write_text("second\n")
+            scripted.event("released").set()
+            assert tail.end().status == 0
+        assert scripted.authorizations == ["Bearer first", "Bearer second"]
+
+    def test_a_token_or_a_file_that_cannot_be_used_is_an_error_at_once(self, driver: Driver, tmp_path: Path) -> None:
+        missing, garbled = tmp_path / "missing.pem", tmp_path / "garbled.pem"
+        garbled.write_text("s3cret\nwords\n")
+        for options, named in (
+            ({"token_file": missing}, "missing.pem"),
+            ({"token_file": garbled}, "token"),
+            ({"tls_ca": missing}, "missing.pem"),
+            ({"tls_cert": garbled, "tls_key": garbled}, ""),
+        ):
+            error = driver.tail(unused_address(), execution="e", **options).error
+            assert (error["code"], error.get("reason", "")) == (16, "")
+            assert named in error["message"]
+            assert "s3cret" not in error["message"]
 
     # ---------------------------------------------------------------------------------------------- the bytes of a tail
 

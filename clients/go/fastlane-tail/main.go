@@ -61,12 +61,15 @@ func run(options *options) int {
 		notes.say("%v", err)
 		return statusOf(err)
 	}
-	if options.idFile != "" {
-		if err := os.WriteFile(options.idFile, []byte(job.Id+"\n"), 0o644); err != nil {
+	notes.enqueued(job)
+	for path, text := range map[string]string{options.idFile: job.Id, options.linkFile: notes.linkText()} {
+		if path == "" || text == "" {
+			continue
+		}
+		if err := os.WriteFile(path, []byte(text+"\n"), 0o644); err != nil {
 			notes.say("%v", err)
 		}
 	}
-	notes.enqueued(job)
 	go stopOnSignal(client, job.Id, interrupted, signals, notes)
 	return follow(client, job.Id, options, notes)
 }

@@ -4,6 +4,7 @@ package main
 
 import (
 	"bytes"
+	"encoding/json"
 	"fmt"
 	"os"
 	"strings"
@@ -138,6 +139,21 @@ func (n *notes) enqueued(job *pb.Job) {
 	} else {
 		n.write("job %s, %s", job.Id, n.link)
 	}
+}
+
+// linkText returns the address of the job's page as the system takes it; empty if it is not known.
+func (n *notes) linkText() string {
+	if n.link == "" || n.options.system != "gitlab" {
+		return n.link
+	}
+	type link struct {
+		Label string `json:"label"`
+		URL   string `json:"url"`
+	}
+	external := map[string]link{"external_link": {"job on fastlane", n.link}}
+	// A map of strings cannot fail.
+	report, _ := json.Marshal(map[string][]map[string]link{"fastlane": {external}})
+	return string(report)
 }
 
 var states = map[pb.State]string{

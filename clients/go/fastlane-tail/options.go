@@ -3,9 +3,6 @@
 package main
 
 import (
-	"context"
-	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"flag"
 	"fmt"
@@ -15,8 +12,6 @@ import (
 	"strings"
 	"time"
 
-	"google.golang.org/grpc"
-	"google.golang.org/grpc/credentials"
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	"fastlane.example/fastlane"
@@ -46,20 +41,24 @@ func (l *list) Set(value string) error {
 }
 
 type options struct {
-	address, tlsCA, tokenFile, task, image, script, command, user, workingDir string
-	job, requestID, idFile, system, summary, page, prefix                     string
-	words                                                                     []string
-	envs, labels                                                              list
-	timeout, stopWhenUnwatched, wait, heartbeat                               time.Duration
-	retries                                                                   int
-	quiet, timestamps                                                         bool
-	lookup                                                                    func(string) (string, bool)
+	address, tlsCA, tlsCert, tlsKey, tokenFile     string
+	task, image, script, command, user, workingDir string
+	job, requestID, idFile, linkFile               string
+	system, summary, page, prefix                  string
+	words                                          []string
+	envs, labels                                   list
+	timeout, stopWhenUnwatched, wait, heartbeat    time.Duration
+	retries                                        int
+	quiet, timestamps                              bool
+	lookup                                         func(string) (string, bool)
 }
 
 func (o *options) flags() *flag.FlagSet {
 	f := flag.NewFlagSet("fastlane-tail", flag.ContinueOnError)
 	f.StringVar(&o.address, "address", "", "the server as `HOST:PORT`; else FASTLANE_ADDRESS, else 127.0.0.1:7020")
 	f.StringVar(&o.tlsCA, "tls-ca", "", "use TLS; the server's certificate is signed by one of this PEM `FILE`, or \"system\"")
+	f.StringVar(&o.tlsCert, "tls-cert", "", "use TLS with the client's own certificate in this PEM `FILE`")
+	f.StringVar(&o.tlsKey, "tls-key", "", "the key of -tls-cert, a PEM `FILE`")
 	f.StringVar(&o.tokenFile, "token-file", "", "show the token in this `FILE` to the server; else FASTLANE_TOKEN, if it is set")
 	f.StringVar(&o.task, "task", "ci", "the task `NAME` of the job")
 	f.StringVar(&o.image, "image", "", "the image `NAME`, in place of the argument IMAGE")
@@ -77,6 +76,8 @@ func (o *options) flags() *flag.FlagSet {
 	f.StringVar(&o.requestID, "request-id", "", "run the job once, however often it is sent with this `ID`")
 	f.StringVar(&o.job, "job", "", "follow the job with this `ID`; start nothing")
 	f.StringVar(&o.idFile, "id-file", "", "write the job's id to this `FILE`")
+	f.StringVar(&o.linkFile, "link-file", "",
+		"write the address of the job's page to this `FILE`; with -system gitlab, as a report of annotations")
 	f.DurationVar(&o.heartbeat, "heartbeat", 0, "a line on stderr each time that nothing was printed for this `TIME`; 0: none")
 	f.StringVar(&o.prefix, "prefix", "", "begin each line of output with this `TEXT`")
 	f.BoolVar(&o.timestamps, "timestamps", false, "begin each line of output with its time")
@@ -178,50 +179,12 @@ func (o *options) check() error {
 }
 
 func (o *options) connect() (*fastlane.Client, error) {
-	var options []grpc.DialOption
-	shown, err := o.token()
-	if err != nil {
-		return nil, err
-	}
-	if shown != "" {
-		options = append(options, grpc.WithPerRPCCredentials(token(shown)))
-	}
-	if o.tlsCA != "" {
-		config := &tls.Config{MinVersion: tls.VersionTLS12}
-		if o.tlsCA != "system" {
-			pem, err := os.ReadFile(o.tlsCA)
-			if err != nil {
-				return nil, fmt.Errorf("-tls-ca: %w", err)
-			}
-			if config.RootCAs = x509.NewCertPool(); !config.RootCAs.AppendCertsFromPEM(pem) {
-				return nil, fmt.Errorf("-tls-ca: %s has no certificate in PEM", o.tlsCA)
-			}
-		}
-		options = append(options, grpc.WithTransportCredentials(credentials.NewTLS(config)))
-	}
-	return fastlane.New(o.address, options...)
-}
-
-// token returns what the file has, or the variable.
-func (o *options) token() (string, error) {
+	how := fastlane.Options{TLSCA: o.tlsCA, TLSCert: o.tlsCert, TLSKey: o.tlsKey, TokenFile: o.tokenFile}
 	if o.tokenFile == "" {
-		return o.variable("FASTLANE_TOKEN", ""), nil
+		how.Token = o.variable("FASTLANE_TOKEN", "")
 	}
-	text, err := os.ReadFile(o.tokenFile)
-	if err != nil {
-		return "", fmt.Errorf("-token-file: %w", err)
-	}
-	return strings.TrimSpace(string(text)), nil
+	return fastlane.New(o.address, how)
 }
-
-// token is shown with each call. A server on loopback may want one without TLS.
-type token string
-
-func (t token) GetRequestMetadata(context.Context, ...string) (map[string]string, error) {
-	return map[string]string{"authorization": "Bearer " + string(t)}, nil
-}
-
-func (t token) RequireTransportSecurity() bool { return false }
 
 func (o *options) request() *pb.EnqueueJobRequest {
 	spec := &pb.JobSpec{

@@ -1,7 +1,5 @@
 /** The conformance driver of the Node client: see clients/conformance.md. */
-import { readFileSync, writeFileSync, writeSync } from "node:fs";
-
-import { credentials } from "@grpc/grpc-js";
+import { writeFileSync, writeSync } from "node:fs";
 
 import { Client, FastlaneError, type LogEvent } from "fastlane-client";
 import { type Job, Source } from "fastlane-client/v1";
@@ -113,10 +111,15 @@ function note(event: LogEvent | undefined): void {
   }
 }
 
-const token = option("token_file") && readFileSync(option("token_file"), "utf8").trim();
-const secure = options.has("tls_ca") ? { credentials: credentials.createSsl(readFileSync(option("tls_ca"))) } : {};
-const client = new Client(option("address"), { token, ...secure });
+let client: Client | undefined;
 try {
+  client = new Client(option("address"), {
+    tlsCa: option("tls_ca"),
+    tlsCert: option("tls_cert"),
+    tlsKey: option("tls_key"),
+    token: option("token"),
+    tokenFile: option("token_file"),
+  });
   process.exitCode = await run(client);
 } catch (error) {
   process.exitCode = FAILED;
@@ -127,6 +130,6 @@ try {
   const violations = error.violations.map(({ field, description }) => [field, description]);
   report.error = { code, reason, message, violations, metadata };
 } finally {
-  client.close();
+  client?.close();
   writeFileSync(option("report"), JSON.stringify(report));
 }

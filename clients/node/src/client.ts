@@ -1,13 +1,15 @@
 import { randomUUID } from "node:crypto";
+import { readFileSync } from "node:fs";
 
 import { create, type MessageInitShape, type MessageShape } from "@bufbuild/protobuf";
 import {
   type ChannelCredentials,
   type ChannelOptions,
   Client as Connection,
-  credentials as kinds,
+  credentials,
   Metadata,
   type ServiceError,
+  status,
 } from "@grpc/grpc-js";
 
 import { errorOf, FastlaneError, LONGEST_PAUSE_MS, pause } from "./errors.js";
@@ -19,10 +21,9 @@ import {
   StreamExecutionLogsRequestSchema,
   StreamJobLogsRequestSchema,
 } from "./gen/fastlane/v1/fastlane_pb.js";
-import { codecOf, type Unary } from "./methods.js";
+import { codecOf, type Streaming, type Unary } from "./methods.js";
 import { follow, type LogMessage } from "./tail.js";
 
-const TIMEOUT_MS = 30_000;
 const CONNECTION: ChannelOptions = {
   // Find a dead connection while a call is open.
   "grpc.keepalive_time_ms": 30_000,
@@ -33,11 +34,18 @@ const CONNECTION: ChannelOptions = {
 };
 const LOOPBACK = /^(localhost|127(\.\d+){3}|\[::1\])(:|$)/;
 
+/** How a client connects; without any: not encrypted, without a token. */
 export interface ClientOptions {
-  /** Of TLS; without, the connection is not encrypted. */
-  credentials?: ChannelCredentials;
-  /** Sent with each call, for a server that requires one. */
+  /** Turns TLS on: a PEM file of authorities, one of which signed the server's certificate. "system": those of Node. */
+  tlsCa?: string;
+  /** Turns TLS on: a PEM file with the client's own certificate, for a server that requires one. */
+  tlsCert?: string;
+  /** A PEM file with the key of `tlsCert`. */
+  tlsKey?: string;
+  /** Shown with each call, for a server that requires one. */
   token?: string;
+  /** A file with the token, which is read anew for each call. */
+  tokenFile?: string;
   /** Options of gRPC. */
   channel?: ChannelOptions;
 }
@@ -49,22 +57,20 @@ export interface CallOptions {
   signal?: AbortSignal;
 }
 
+type ExecutionLogs = MessageInitShape<typeof StreamExecutionLogsRequestSchema>;
+type JobLogs = MessageInitShape<typeof StreamJobLogsRequestSchema>;
+
 /** A connection to a server. Calls are repeated while the server cannot be reached. */
 export class Client {
   readonly #connection: Connection;
-  readonly #metadata = new Metadata();
+  readonly #options: ClientOptions;
 
   /** `address`: HOST:PORT. The client connects when the first call is made. */
-  constructor(address: string, { credentials, token = "", channel = {} }: ClientOptions = {}) {
-    if (!/^[ -~]*$/.test(token)) {
-      throw new TypeError("token: it may have printable characters of ASCII only"); // Never repeats it, as gRPC would.
-    }
-    if (token) {
-      this.#metadata.set("authorization", `Bearer ${token}`);
-    }
-    const proxy = LOOPBACK.test(address) ? { "grpc.enable_http_proxy": 0 } : {};
-    const options = { ...CONNECTION, ...proxy, ...channel };
-    this.#connection = new Connection(address, credentials ?? kinds.createInsecure(), options);
+  constructor(address: string, options: ClientOptions = {}) {
+    const direct = LOOPBACK.test(address) && { "grpc.enable_http_proxy": 0 };
+    const channel = { ...CONNECTION, ...direct, ...options.channel };
+    this.#options = options;
+    this.#connection = new Connection(address, credentialsOf(options), channel);
   }
 
   /** End all calls and tails. */
@@ -90,28 +96,26 @@ export class Client {
   }
 
   /** Follow the log of an execution, live or stored, to its event `end`. */
-  tail(
-    request: MessageInitShape<typeof StreamExecutionLogsRequestSchema>,
-    signal?: AbortSignal,
-  ): AsyncIterable<LogMessage> {
+  tail(request: ExecutionLogs, signal?: AbortSignal): AsyncIterable<LogMessage> {
     const asked = create(StreamExecutionLogsRequestSchema, request);
-    return follow(this.#connection, this.#metadata, ExecutionService.method.streamExecutionLogs, asked, signal);
+    return follow((at) => this.#stream(ExecutionService.method.streamExecutionLogs, at), asked, signal);
   }
 
   /** Follow the logs of all executions of a job, one after another, to the event `jobEnd`. */
-  tailJob(
-    request: MessageInitShape<typeof StreamJobLogsRequestSchema>,
-    signal?: AbortSignal,
-  ): AsyncIterable<LogMessage> {
+  tailJob(request: JobLogs, signal?: AbortSignal): AsyncIterable<LogMessage> {
     const asked = create(StreamJobLogsRequestSchema, request);
-    return follow(this.#connection, this.#metadata, JobService.method.streamJobLogs, asked, signal);
+    return follow((at) => this.#stream(JobService.method.streamJobLogs, at), asked, signal);
+  }
+
+  #stream<M extends Streaming>(method: M, request: MessageShape<M["input"]>) {
+    return this.#connection.makeServerStreamRequest(...codecOf(method), request, metadataOf(this.#options), {});
   }
 
   /** Make a call that may be sent twice, and repeat it while the error may pass and there is time. */
   async #call<M extends Unary>(
     method: M,
     init: MessageInitShape<M["input"]>,
-    { timeoutMs = TIMEOUT_MS, signal }: CallOptions = {},
+    { timeoutMs = 30_000, signal }: CallOptions = {},
   ): Promise<MessageShape<M["output"]>> {
     const deadline = Date.now() + timeoutMs;
     const request = create(method.input, init) as MessageShape<M["input"]>;
@@ -137,10 +141,42 @@ export class Client {
         signal?.removeEventListener("abort", cancel);
         return error ? reject(error) : resolve(answer!);
       };
-      const codec = codecOf(method);
-      const call = this.#connection.makeUnaryRequest(...codec, request, this.#metadata.clone(), { deadline }, answered);
+      const sent = [request, metadataOf(this.#options), { deadline }] as const;
+      const call = this.#connection.makeUnaryRequest(...codecOf(method), ...sent, answered);
       const cancel = (): void => call.cancel();
       signal?.addEventListener("abort", cancel);
     });
+  }
+}
+
+function credentialsOf({ tlsCa = "", tlsCert = "", tlsKey = "" }: ClientOptions): ChannelCredentials {
+  if (!tlsCa && !tlsCert && !tlsKey) {
+    return credentials.createInsecure();
+  }
+  return usable("TLS", () => {
+    const authorities = tlsCa && tlsCa !== "system" ? readFileSync(tlsCa) : null;
+    return credentials.createSsl(authorities, ...(tlsCert || tlsKey ? [readFileSync(tlsKey), readFileSync(tlsCert)] : []));
+  });
+}
+
+function metadataOf({ token = "", tokenFile = "" }: ClientOptions): Metadata {
+  const metadata = new Metadata();
+  const shown = (tokenFile ? usable("the token", () => readFileSync(tokenFile, "utf8")) : token).trim();
+  if (!/^[ -~]*$/.test(shown)) {
+    // Never repeats it, as gRPC would.
+    throw new FastlaneError(status.UNAUTHENTICATED, "a token has printable characters of ASCII only");
+  }
+  if (shown) {
+    metadata.set("authorization", `Bearer ${shown}`);
+  }
+  return metadata;
+}
+
+/** Return what is made of files, or throw that they cannot be used. */
+function usable<T>(what: string, made: () => T): T {
+  try {
+    return made();
+  } catch (error) {
+    throw new FastlaneError(status.UNAUTHENTICATED, `${what}: ${error}`);
   }
 }

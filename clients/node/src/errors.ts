@@ -16,7 +16,6 @@ const { UNAVAILABLE, DEADLINE_EXCEEDED, CANCELLED, ABORTED, INTERNAL, UNKNOWN } 
 /** The codes of interruptions, unless the server has a reason. */
 const PASSING: readonly status[] = [UNAVAILABLE, DEADLINE_EXCEEDED, CANCELLED, ABORTED, INTERNAL, UNKNOWN];
 const TLS_FAILED = /certificate|altnames|SSL routines|EPROTO/;
-const FIRST_PAUSE_MS = 100;
 export const LONGEST_PAUSE_MS = 5_000;
 
 /** A call that failed: refused by the server, or interrupted on the way. */
@@ -81,7 +80,7 @@ export function isResumable(error: FastlaneError): boolean {
 /** Wait before the next try: longer after each failure, on top of what the server asks for. Up to a half is taken off
  * at random, so that many clients do not come back together. An aborted signal ends the wait with its reason. */
 export async function pause(failures: number, error: FastlaneError, signal: AbortSignal | undefined): Promise<void> {
-  const longest = Math.min(FIRST_PAUSE_MS * 2 ** failures, LONGEST_PAUSE_MS);
+  const longest = Math.min(100 * 2 ** failures, LONGEST_PAUSE_MS);
   const pauseMs = (error.retryAfterMs ?? 0) + longest * (1 - Math.random() / 2);
   await sleep(pauseMs, undefined, signal && { signal }).catch(() => signal?.throwIfAborted());
 }

@@ -2,7 +2,7 @@ import { crc32 } from "node:zlib";
 
 import { equals, type MessageShape } from "@bufbuild/protobuf";
 import { durationMs } from "@bufbuild/protobuf/wkt";
-import { type Client as Connection, type Metadata, status } from "@grpc/grpc-js";
+import { type ClientReadableStream, status } from "@grpc/grpc-js";
 
 import { errorOf, FastlaneError, isResumable, pause } from "./errors.js";
 import {
@@ -16,7 +16,6 @@ import {
   type StreamExecutionLogsRequest,
   type StreamJobLogsResponse,
 } from "./gen/fastlane/v1/fastlane_pb.js";
-import { codecOf } from "./methods.js";
 
 /** What happens in a log beside output. `interruption`: the tail was cut off, and resumes by itself. */
 export type LogEvent =
@@ -35,22 +34,18 @@ export interface LogMessage {
 type Method = typeof ExecutionService.method.streamExecutionLogs | typeof JobService.method.streamJobLogs;
 type Request = MessageShape<Method["input"]>;
 type Response = MessageShape<Method["output"]>;
+type Messages = AsyncGenerator<LogMessage, void, undefined>;
+/** Makes a call, which begins at the cursor of the request. */
+type Open<R> = (request: R) => ClientReadableStream<Response>;
 
 /** Yield what a log brings until it is over or fails for good. After an interruption, no byte is repeated or lost. */
-export async function* follow(
-  connection: Connection,
-  metadata: Metadata,
-  method: Method,
-  asked: Request,
-  signal: AbortSignal | undefined,
-): AsyncGenerator<LogMessage, void, undefined> {
+export async function* follow<R extends Request>(open: Open<R>, asked: R, signal?: AbortSignal): Messages {
   const tail = new Tail(asked);
   for (;;) {
-    const request = { ...asked, cursor: tail.cursor };
     let error: FastlaneError;
     try {
       signal?.throwIfAborted();
-      yield* call(connection, metadata, method, request, tail, signal);
+      yield* read(open({ ...asked, cursor: tail.cursor }), tail, signal);
       return;
     } catch (caught) {
       signal?.throwIfAborted();
@@ -64,16 +59,8 @@ export async function* follow(
   }
 }
 
-/** Make one call and yield what it brings, until the tail is over. It throws if the call fails or ends early. */
-async function* call(
-  connection: Connection,
-  metadata: Metadata,
-  method: Method,
-  request: Request,
-  tail: Tail,
-  signal: AbortSignal | undefined,
-): AsyncGenerator<LogMessage, void, undefined> {
-  const stream = connection.makeServerStreamRequest(...codecOf(method), request, metadata.clone(), {});
+/** Yield what a call brings, until the tail is over. It throws if the call fails or ends early. */
+async function* read(stream: ClientReadableStream<Response>, tail: Tail, signal?: AbortSignal): Messages {
   // A call that is left reports its cancellation when nobody reads it any more.
   stream.on("error", () => undefined);
   const cancel = (): void => stream.cancel();
@@ -206,11 +193,8 @@ class Tail {
   }
 
   #position(source: Source): Position {
-    let at = this.#positions.get(source);
-    if (!at) {
-      at = { offset: 0n, sum: 0, known: this.#whole, whole: this.#whole };
-      this.#positions.set(source, at);
-    }
+    const at = this.#positions.get(source) ?? { offset: 0n, sum: 0, known: this.#whole, whole: this.#whole };
+    this.#positions.set(source, at);
     return at;
   }
 

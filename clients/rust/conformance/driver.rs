@@ -6,7 +6,7 @@ use std::time::Duration;
 use std::{env, error, fs, process};
 
 use fastlane_client::v1::{EnqueueJobRequest, Job, JobSpec, Source, StreamExecutionLogsRequest, StreamJobLogsRequest};
-use fastlane_client::{Certificate, Client, ClientTlsConfig, Error, Event, Options, StreamExt, Tail};
+use fastlane_client::{Client, Error, Event, Options, StreamExt, Tail};
 use serde_json::{Value, json};
 
 const FAILED: i32 = 70;
@@ -72,13 +72,16 @@ async fn main() -> Result<(), Box<dyn error::Error>> {
 
 async fn run(operation: &str, words: &Words, report: &mut Report) -> Result<i32, Error> {
     let timeout = words.number("timeout_seconds").map(Duration::from_secs_f64);
-    let token_file = words.options.get("token_file").map(Into::into);
-    let tls = words
-        .options
-        .get("tls_ca")
-        .map(|ca| ClientTlsConfig::new().ca_certificate(Certificate::from_pem(fs::read(ca).expect("a file"))));
-    let options = Options { timeout, token_file, tls, ..Default::default() };
-    let client = Client::with_options(&words.text("address"), options)?;
+    let file = |name: &str| words.options.get(name).map(Into::into);
+    let options = Options {
+        tls_ca: file("tls_ca"),
+        tls_cert: file("tls_cert"),
+        tls_key: file("tls_key"),
+        token: words.text("token"),
+        token_file: file("token_file"),
+        timeout,
+    };
+    let client = Client::new(&words.text("address"), options)?;
     let job = match operation {
         "enqueue" => {
             let spec = JobSpec { image: words.text("image"), args: words.args.clone(), ..Default::default() };

@@ -5,7 +5,7 @@ use std::io::{self, Write};
 use std::{env, error, process};
 
 use fastlane_client::v1::{EnqueueJobRequest, JobSpec, Source, StreamJobLogsRequest};
-use fastlane_client::{Client, Event, StreamExt};
+use fastlane_client::{Client, Event, Options, StreamExt};
 
 const USAGE: &str = "usage: tail [--address HOST:PORT] [--task NAME] (--job ID | IMAGE [WORD...])";
 
@@ -33,7 +33,7 @@ async fn run() -> Result<i32, Box<dyn error::Error>> {
     if words.peek().is_some() != job_id.is_empty() {
         return Err(format!("give either an image or --job\n{USAGE}").into());
     }
-    let client = Client::new(&address)?;
+    let client = Client::new(&address, Options::default())?;
     if let Some(image) = words.next() {
         let spec = Some(JobSpec { image, args: words.collect(), ..Default::default() });
         job_id = client.enqueue(EnqueueJobRequest { task_id, spec, ..Default::default() }).await?.id;

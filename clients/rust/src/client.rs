@@ -1,18 +1,22 @@
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use prost::Message;
 use tokio::time::{Instant, sleep, timeout_at};
+use tonic::body::Body;
 use tonic::codegen::http::uri::PathAndQuery;
+use tonic::codegen::http::{Response, StatusCode};
 use tonic::metadata::{Ascii, MetadataValue};
-use tonic::transport::{ClientTlsConfig, Endpoint};
+use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
 use tonic::{Code, Request, Status};
 use tonic_prost::ProstCodec;
+use tower::ServiceExt;
+use tower::util::MapResponse;
 
 use crate::check::Check;
 use crate::error::{Error, random};
-use crate::tail::{Call, Open, Tail, follow};
-use crate::transport::Transport;
+use crate::tail::{Open, Tail, follow};
 use crate::v1::job_service_client::JobServiceClient;
 use crate::v1::{
     EnqueueJobRequest, GetJobRequest, Job, StopJobRequest, StreamExecutionLogsRequest, StreamJobLogsRequest,
@@ -21,17 +25,46 @@ use crate::v1::{
 
 const CALL_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// What a client may be told beside the address.
+/// How a client connects. The default: without TLS, without a token.
 #[derive(Clone, Default)]
 pub struct Options {
-    /// Sent with each call, for a server that requires one.
+    /// Turns TLS on: a PEM file of authorities, one of which signed the server's certificate. "system": this machine's.
+    pub tls_ca: Option<PathBuf>,
+    /// Turns TLS on: a PEM file with the client's own certificate, for a server that requires one.
+    pub tls_cert: Option<PathBuf>,
+    /// A PEM file with the key of `tls_cert`.
+    pub tls_key: Option<PathBuf>,
+    /// Shown with each call, for a server that requires one.
     pub token: String,
-    /// A file with the token, instead of `token`. It is read anew for each call.
+    /// A file with the token, which is read anew for each call.
     pub token_file: Option<PathBuf>,
-    /// Without, the connection is not encrypted.
-    pub tls: Option<ClientTlsConfig>,
     /// The time for a call and its repetitions. None: 30 seconds. A tail has no limit.
     pub timeout: Option<Duration>,
+}
+
+impl Options {
+    fn tls(&self) -> Result<Option<ClientTlsConfig>, Error> {
+        let mut tls = match &self.tls_ca {
+            Some(ca) if ca.as_os_str() != "system" => {
+                ClientTlsConfig::new().ca_certificate(Certificate::from_pem(read(ca)?))
+            }
+            None if self.tls_cert.is_none() => return Ok(None),
+            _ => ClientTlsConfig::new().with_native_roots(),
+        };
+        if let Some(cert) = &self.tls_cert {
+            let key = self.tls_key.as_ref().ok_or_else(|| refused("tls_cert and tls_key go together"))?;
+            tls = tls.identity(Identity::from_pem(read(cert)?, read(key)?));
+        }
+        Ok(Some(tls))
+    }
+}
+
+/// A channel whose answers are [`without_page`].
+type Transport = MapResponse<Channel, fn(Response<Body>) -> Response<Body>>;
+
+/// Returns the answer, or of a proxy's page the HTTP status alone: no page is read as if it were a message.
+fn without_page(answer: Response<Body>) -> Response<Body> {
+    if answer.status() == StatusCode::OK { answer } else { answer.map(|_| Body::empty()) }
 }
 
 /// A connection to a server. A clone uses the same one.
@@ -42,25 +75,21 @@ pub struct Client {
 }
 
 impl Client {
-    /// Makes a client of the server at HOST:PORT, without TLS. It connects when the first call is made. It has to be
-    /// made within a Tokio runtime.
-    pub fn new(address: &str) -> Result<Self, Error> {
-        Self::with_options(address, Options::default())
-    }
-
-    /// Makes a client with a token, TLS or another timeout.
-    pub fn with_options(address: &str, options: Options) -> Result<Self, Error> {
-        let scheme = if options.tls.is_some() { "https" } else { "http" };
+    /// Makes a client of the server at HOST:PORT. It connects when the first call is made. It has to be made within a
+    /// Tokio runtime.
+    pub fn new(address: &str, options: Options) -> Result<Self, Error> {
+        let tls = options.tls()?;
+        let scheme = if tls.is_some() { "https" } else { "http" };
         let mut endpoint = Endpoint::from_shared(format!("{scheme}://{address}"))
-            .map_err(|_| invalid(format!("the address {address:?} is not HOST:PORT")))?
+            .map_err(|_| refused(format!("the address {address:?} is not HOST:PORT")))?
             .connect_timeout(Duration::from_secs(5))
             // Finds a dead connection while a call is open.
             .http2_keep_alive_interval(Duration::from_secs(30))
             .keep_alive_timeout(Duration::from_secs(10));
-        if let Some(tls) = options.tls.clone() {
-            endpoint = endpoint.tls_config(tls).map_err(|error| invalid(format!("TLS: {error:?}")))?;
+        if let Some(tls) = tls {
+            endpoint = endpoint.tls_config(tls).map_err(|error| refused(format!("TLS: {error:?}")))?;
         }
-        Ok(Client { transport: Transport(endpoint.connect_lazy()), options })
+        Ok(Client { transport: endpoint.connect_lazy().map_response(without_page), options })
     }
 
     /// Stores a job and returns it with its first execution. Without a `request_id` the client makes one, so that a call
@@ -88,11 +117,9 @@ impl Client {
     pub fn tail(&self, request: StreamExecutionLogsRequest) -> Tail {
         let from_first_byte = request.tail_lines.is_none() && request.since_time.is_none() && request.start_line <= 1;
         let check = Check::new(from_first_byte && request.cursor.is_empty(), request.text, &request.sources);
-        let (client, cursor, heartbeat) = (self.clone(), request.cursor.clone(), request.heartbeat_interval);
-        let open: Open = Box::new(move |cursor| {
-            let (client, request) = (client.clone(), StreamExecutionLogsRequest { cursor, ..request.clone() });
-            Box::pin(async move { client.stream("/fastlane.v1.ExecutionService/StreamExecutionLogs", request).await })
-        });
+        let (cursor, heartbeat) = (request.cursor.clone(), request.heartbeat_interval);
+        let path = "/fastlane.v1.ExecutionService/StreamExecutionLogs";
+        let open = self.open(path, move |cursor| StreamExecutionLogsRequest { cursor, ..request.clone() });
         follow(false, cursor, heartbeat, check, open)
     }
 
@@ -100,11 +127,9 @@ impl Client {
     pub fn tail_job(&self, request: StreamJobLogsRequest) -> Tail {
         let from_first_byte = request.tail_lines.is_none() && request.since_time.is_none();
         let check = Check::new(from_first_byte && request.cursor.is_empty(), request.text, &request.sources);
-        let (client, cursor, heartbeat) = (self.clone(), request.cursor.clone(), request.heartbeat_interval);
-        let open: Open = Box::new(move |cursor| {
-            let (client, request) = (client.clone(), StreamJobLogsRequest { cursor, ..request.clone() });
-            Box::pin(async move { client.stream("/fastlane.v1.JobService/StreamJobLogs", request).await })
-        });
+        let (cursor, heartbeat) = (request.cursor.clone(), request.heartbeat_interval);
+        let path = "/fastlane.v1.JobService/StreamJobLogs";
+        let open = self.open(path, move |cursor| StreamJobLogsRequest { cursor, ..request.clone() });
         follow(true, cursor, heartbeat, check, open)
     }
 
@@ -132,25 +157,26 @@ impl Client {
         }
     }
 
-    /// Opens the stream of a log. A message of an execution's stream is one of a job's.
-    async fn stream<Q: prost::Message + 'static>(&self, method: &'static str, message: Q) -> Result<Call, Error> {
-        let mut grpc = tonic::client::Grpc::new(self.transport.clone());
-        grpc.ready().await.map_err(|error| Error::from(Status::from_error(error.into())))?;
-        let codec = ProstCodec::<Q, StreamJobLogsResponse>::default();
-        Ok(grpc.server_streaming(self.request(message)?, PathAndQuery::from_static(method), codec).await?.into_inner())
+    /// Returns what opens the stream of a log after a cursor. A message of an execution's stream is one of a job's.
+    fn open<Q: Message + 'static>(&self, path: &'static str, request: impl Fn(String) -> Q + Send + 'static) -> Open {
+        let client = self.clone();
+        Box::new(move |cursor| {
+            let (client, request) = (client.clone(), client.request(request(cursor)));
+            Box::pin(async move {
+                let mut grpc = tonic::client::Grpc::new(client.transport);
+                grpc.ready().await.map_err(|error| Error::from(Status::from_error(error.into())))?;
+                let codec = ProstCodec::<Q, StreamJobLogsResponse>::default();
+                Ok(grpc.server_streaming(request?, PathAndQuery::from_static(path), codec).await?.into_inner())
+            })
+        })
     }
 
     fn request<T>(&self, message: T) -> Result<Request<T>, Error> {
         let mut request = Request::new(message);
-        let token = match &self.options.token_file {
-            Some(path) => fs::read_to_string(path).map_err(|error| invalid(format!("{}: {error}", path.display())))?,
-            None => self.options.token.clone(),
-        };
-        let token = token.trim();
-        if !token.is_empty() {
-            let mut value: MetadataValue<Ascii> = format!("Bearer {token}")
-                .parse()
-                .map_err(|_| invalid("token: it may have printable characters of ASCII only"))?;
+        let token = self.options.token_file.as_deref().map_or_else(|| Ok(self.options.token.clone()), read)?;
+        if !token.trim().is_empty() {
+            let mut value = MetadataValue::<Ascii>::try_from(format!("Bearer {}", token.trim()))
+                .map_err(|_| refused("a token has printable characters of ASCII only"))?;
             value.set_sensitive(true);
             request.metadata_mut().insert("authorization", value);
         }
@@ -158,6 +184,10 @@ impl Client {
     }
 }
 
-fn invalid(message: impl Into<String>) -> Error {
-    Error::new(Code::InvalidArgument, message)
+fn read(file: &Path) -> Result<String, Error> {
+    fs::read_to_string(file).map_err(|error| refused(format!("{}: {error}", file.display())))
+}
+
+fn refused(message: impl Into<String>) -> Error {
+    Error::new(Code::Unauthenticated, message)
 }

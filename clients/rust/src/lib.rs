@@ -6,7 +6,6 @@ mod check;
 mod client;
 mod error;
 mod tail;
-mod transport;
 /// The messages of the contract, and stubs of its services. Generated.
 #[allow(clippy::all, clippy::pedantic, rustdoc::all)]
 #[rustfmt::skip]
@@ -18,5 +17,4 @@ pub use error::Error;
 pub use futures_util::StreamExt;
 pub use tail::{Event, Message, Tail};
 pub use tonic::Code;
-pub use tonic::transport::{Certificate, ClientTlsConfig, Identity};
 pub use tonic_types::FieldViolation;

@@ -10,7 +10,6 @@ use crate::error::Error;
 use crate::v1::{JobLogEnd, JobLogExecution, LogChunk, LogEnd, LogGap, LogState, StreamJobLogsResponse};
 
 const SILENCE: Duration = Duration::from_secs(30);
-const SHORTEST_SILENCE: Duration = Duration::from_millis(300);
 
 /// A step of a tail: output or one event.
 #[derive(Clone, Debug)]
@@ -45,7 +44,7 @@ pub enum Event {
 pub type Tail = BoxStream<'static, Result<Message, Error>>;
 
 /// Makes a call that begins after a cursor.
-pub(crate) type Open = Box<dyn Fn(String) -> BoxFuture<'static, Result<Call, Error>> + Send + Sync>;
+pub(crate) type Open = Box<dyn FnMut(String) -> BoxFuture<'static, Result<Call, Error>> + Send>;
 pub(crate) type Call = Streaming<StreamJobLogsResponse>;
 
 /// Makes calls until the tail is over.
@@ -58,7 +57,7 @@ pub(crate) fn follow(
 ) -> Tail {
     // An interval that is too short is for the server to refuse: its answer needs a moment.
     let silence = heartbeat.map_or(SILENCE, |interval| {
-        Duration::try_from(interval).unwrap_or_default().saturating_mul(3).max(SHORTEST_SILENCE)
+        Duration::try_from(interval).unwrap_or_default().saturating_mul(3).max(Duration::from_millis(300))
     });
     let (call, received, failures, pause, over) = Default::default();
     let progress = Progress { of_job, cursor, silence, check, open, call, received, failures, pause, over };

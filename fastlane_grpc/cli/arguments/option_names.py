@@ -11,7 +11,7 @@ _FIELD = re.compile(
 # Fields that are not inside of a spec begin a message, or the next violation in it.
 _OUTER_FIELD = re.compile(r"(?:(?<=; )|^)([a-z_]+)(?=: )")
 # Arguments of the client, which every command that connects has as options.
-_TLS_NAME = re.compile(r"\btls_(ca|cert|key)\b")
+_CONNECTION_NAME = re.compile(r"\b(tls|token)_(ca|cert|key|file)\b")
 # Parameters whose names differ from those of their fields.
 _PARAMETERS = {
     "args": "words",
@@ -55,7 +55,7 @@ def with_option_names(message: str) -> str:
             return found[0]
         return f"{name} {found[3]}" if found.re is _FIELD and found[2] else name
 
-    message = _TLS_NAME.sub(lambda found: f"--tls-{found[1]}", message)
+    message = _CONNECTION_NAME.sub(lambda found: f"--{found[1]}-{found[2]}", message)
     return _OUTER_FIELD.sub(option, _FIELD.sub(option, message))
 
 

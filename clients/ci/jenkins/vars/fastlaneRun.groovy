@@ -11,10 +11,21 @@ def call(Map options) {
     def variables = values.findAll { it.key != 'url' }.collect { name, value ->
         "FASTLANE_INPUT_${name.toUpperCase().replace('-', '_')}=${value}"
     }
-    withEnv(variables + ["FASTLANE_URL=${values.url}"]) {
-        sh '''
-            curl -fsS -o fastlane-step "$FASTLANE_URL/cli/step"
-            exec sh ./fastlane-step -options-from FASTLANE_INPUT
-        '''
+    // Branches that run in parallel share a workspace.
+    def directory = ".fastlane-${UUID.randomUUID()}"
+    withEnv(variables + ["FASTLANE_URL=${values.url}", "FASTLANE_FILES=${directory}"]) {
+        try {
+            sh '''
+                mkdir "$FASTLANE_FILES"
+                curl -fsS -o "$FASTLANE_FILES/step" "$FASTLANE_URL/cli/step"
+                exec sh "$FASTLANE_FILES/step" -options-from FASTLANE_INPUT -link-file "$FASTLANE_FILES/link"
+            '''
+        } finally {
+            if (fileExists("${directory}/link")) {
+                def link = readFile("${directory}/link").trim()
+                currentBuild.description = [currentBuild.description, link].findAll().join('\n')
+            }
+            dir(directory) { deleteDir() }
+        }
     }
 }

@@ -28,7 +28,7 @@ func main() {
 		flag.Usage()
 		os.Exit(2)
 	}
-	client, err := fastlane.New(*address)
+	client, err := fastlane.New(*address, fastlane.Options{})
 	check(err)
 	if *id == "" {
 		spec := &pb.JobSpec{Image: flag.Arg(0), Args: flag.Args()[1:]}

@@ -11,8 +11,6 @@ import (
 	"strings"
 	"time"
 
-	"google.golang.org/grpc"
-	"google.golang.org/grpc/credentials"
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	"fastlane.example/fastlane"
@@ -88,18 +86,13 @@ func main() {
 }
 
 func run(operation string, options map[string]string, args []string, told *report) (int, error) {
-	var dial []grpc.DialOption
-	if options["token_file"] != "" {
-		dial = append(dial, fastlane.WithTokenFile(options["token_file"]))
-	}
-	if options["tls_ca"] != "" {
-		secure, err := credentials.NewClientTLSFromFile(options["tls_ca"], "")
-		if err != nil {
-			return 0, err
-		}
-		dial = append(dial, grpc.WithTransportCredentials(secure))
-	}
-	client, err := fastlane.New(options["address"], dial...)
+	client, err := fastlane.New(options["address"], fastlane.Options{
+		TLSCA:     options["tls_ca"],
+		TLSCert:   options["tls_cert"],
+		TLSKey:    options["tls_key"],
+		Token:     options["token"],
+		TokenFile: options["token_file"],
+	})
 	if err != nil {
 		return 0, err
 	}

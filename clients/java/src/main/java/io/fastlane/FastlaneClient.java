@@ -12,40 +12,42 @@ import io.fastlane.v1.JobServiceGrpc.JobServiceBlockingStub;
 import io.fastlane.v1.StopJobRequest;
 import io.fastlane.v1.StreamExecutionLogsRequest;
 import io.fastlane.v1.StreamJobLogsRequest;
-import io.grpc.CallOptions;
-import io.grpc.Channel;
-import io.grpc.ClientCall;
-import io.grpc.ClientInterceptor;
+import io.fastlane.v1.StreamJobLogsResponse;
 import io.grpc.Deadline;
-import io.grpc.Grpc;
-import io.grpc.InsecureChannelCredentials;
 import io.grpc.ManagedChannel;
 import io.grpc.ManagedChannelBuilder;
-import io.grpc.Metadata;
 import io.grpc.MethodDescriptor;
-import io.grpc.Status;
 import io.grpc.StatusRuntimeException;
-import io.grpc.stub.MetadataUtils;
 import java.time.Duration;
+import java.util.Map;
 import java.util.UUID;
 import java.util.function.Function;
-import java.util.function.Supplier;
 
 /** A connection to a server. Its methods may be called from any thread. */
 public final class FastlaneClient implements AutoCloseable {
-    private static final Metadata.Key<String> AUTHORIZATION =
-            Metadata.Key.of("authorization", Metadata.ASCII_STRING_MARSHALLER);
     private static final Duration CALL_TIMEOUT = Duration.ofSeconds(30);
+    private static final MethodDescriptor<StreamJobLogsRequest, StreamJobLogsResponse> JOB_LOGS =
+            JobServiceGrpc.getStreamJobLogsMethod();
+    /** A message of an execution's log is one of a job's. */
+    private static final MethodDescriptor<StreamExecutionLogsRequest, StreamJobLogsResponse> EXECUTION_LOGS =
+            ExecutionServiceGrpc.getStreamExecutionLogsMethod().toBuilder(
+                    ExecutionServiceGrpc.getStreamExecutionLogsMethod().getRequestMarshaller(),
+                    JOB_LOGS.getResponseMarshaller()).build();
 
     private final ManagedChannel channel;
     private final Duration timeout;
 
     /** Makes a client of the server at HOST:PORT, without TLS. It connects when the first call is made. */
     public FastlaneClient(String address) {
-        this(Grpc.newChannelBuilder(address, InsecureChannelCredentials.create()));
+        this(address, Map.of());
     }
 
-    /** Makes a client with options of gRPC, for example {@code Grpc.newChannelBuilder(address, tlsCredentials)}. */
+    /** Makes a client with options, for example {@code Map.of(Option.TLS_CA, "ca.pem", Option.TOKEN_FILE, "token")}. */
+    public FastlaneClient(String address, Map<Option, String> options) {
+        this(new Transport(options).builder(address));
+    }
+
+    /** Makes a client with a channel of your own, for other options of gRPC. */
     public FastlaneClient(ManagedChannelBuilder<?> builder) {
         // Keepalive finds a dead connection while a call is open. This client repeats calls by itself.
         this(builder.keepAliveTime(30, SECONDS).keepAliveTimeout(10, SECONDS).disableRetry().build(), CALL_TIMEOUT);
@@ -54,21 +56,6 @@ public final class FastlaneClient implements AutoCloseable {
     private FastlaneClient(ManagedChannel channel, Duration timeout) {
         this.channel = channel;
         this.timeout = timeout;
-    }
-
-    /**
-     * Shows a token with each call, for a server that requires one: {@code builder.intercept(FastlaneClient.token(…))}.
-     * The supplier is asked for each call, and may read a file.
-     */
-    public static ClientInterceptor token(Supplier<String> token) {
-        return new ClientInterceptor() {
-            @Override
-            public <Q, R> ClientCall<Q, R> interceptCall(MethodDescriptor<Q, R> method, CallOptions options, Channel next) {
-                Metadata headers = new Metadata();
-                headers.put(AUTHORIZATION, "Bearer " + token.get().strip());
-                return MetadataUtils.newAttachHeadersInterceptor(headers).interceptCall(method, options, next);
-            }
-        };
     }
 
     /** Returns a client on the same connection, whose calls take this long at most, with their repetitions. */
@@ -107,23 +94,20 @@ public final class FastlaneClient implements AutoCloseable {
 
     /** Follows the log of an execution to its LogEnd. */
     public Tail tail(StreamExecutionLogsRequest request) {
-        boolean whole = request.getCursor().isEmpty()
-                && !request.hasTailLines() && !request.hasSinceTime() && request.getStartLine() <= 1;
-        LogCheck check = new LogCheck(whole, request.getText(), request.getSourcesValueList());
-        Function<String, StreamCall<?, ?>> open = cursor -> new StreamCall<>(
-                channel.newCall(ExecutionServiceGrpc.getStreamExecutionLogsMethod(), CallOptions.DEFAULT),
-                request.toBuilder().setCursor(cursor).build(), Message::of);
-        return new Tail(channel, false, request.getCursor(), request.getHeartbeatInterval(), check, open);
+        boolean whole = !request.hasTailLines() && !request.hasSinceTime() && request.getStartLine() <= 1;
+        return new Tail(channel, new Asked(
+                false, request.getCursor(), whole, request.getText(), request.getSourcesValueList(),
+                request.getHeartbeatInterval(),
+                cursor -> new StreamCall(channel, EXECUTION_LOGS, request.toBuilder().setCursor(cursor).build())));
     }
 
     /** Follows the logs of all executions of a job, one after another, to the JobLogEnd. */
     public Tail tailJob(StreamJobLogsRequest request) {
-        boolean whole = request.getCursor().isEmpty() && !request.hasTailLines() && !request.hasSinceTime();
-        LogCheck check = new LogCheck(whole, request.getText(), request.getSourcesValueList());
-        Function<String, StreamCall<?, ?>> open = cursor -> new StreamCall<>(
-                channel.newCall(JobServiceGrpc.getStreamJobLogsMethod(), CallOptions.DEFAULT),
-                request.toBuilder().setCursor(cursor).build(), Message::of);
-        return new Tail(channel, true, request.getCursor(), request.getHeartbeatInterval(), check, open);
+        boolean whole = !request.hasTailLines() && !request.hasSinceTime();
+        return new Tail(channel, new Asked(
+                true, request.getCursor(), whole, request.getText(), request.getSourcesValueList(),
+                request.getHeartbeatInterval(),
+                cursor -> new StreamCall(channel, JOB_LOGS, request.toBuilder().setCursor(cursor).build())));
     }
 
     /** Makes a call that may be sent twice, and repeats it while the error may pass and there is time. */
@@ -151,8 +135,7 @@ public final class FastlaneClient implements AutoCloseable {
         try {
             NANOSECONDS.sleep(pause.toNanos());
         } catch (InterruptedException interrupt) {
-            Thread.currentThread().interrupt();
-            throw new FastlaneException(Status.Code.CANCELLED, "the thread was interrupted");
+            throw FastlaneException.ofInterrupt();
         }
     }
 }

@@ -1,13 +1,22 @@
 package io.fastlane;
 
+import static io.grpc.Status.Code.ABORTED;
+import static io.grpc.Status.Code.CANCELLED;
+import static io.grpc.Status.Code.DEADLINE_EXCEEDED;
+import static io.grpc.Status.Code.INTERNAL;
+import static io.grpc.Status.Code.RESOURCE_EXHAUSTED;
+import static io.grpc.Status.Code.UNAUTHENTICATED;
+import static io.grpc.Status.Code.UNAVAILABLE;
+import static io.grpc.Status.Code.UNKNOWN;
+
 import com.google.protobuf.Any;
 import com.google.protobuf.InvalidProtocolBufferException;
 import com.google.rpc.BadRequest;
 import com.google.rpc.ErrorInfo;
 import com.google.rpc.RetryInfo;
+import io.grpc.Metadata;
 import io.grpc.Status;
 import io.grpc.StatusRuntimeException;
-import io.grpc.protobuf.StatusProto;
 import java.time.Duration;
 import java.util.EnumSet;
 import java.util.List;
@@ -20,27 +29,48 @@ import javax.net.ssl.SSLHandshakeException;
 /** A call that failed: refused by the server, or interrupted on the way. */
 public final class FastlaneException extends RuntimeException {
     private static final long serialVersionUID = 1L;
+    private static final Metadata.Key<byte[]> DETAILS =
+            Metadata.Key.of("grpc-status-details-bin", Metadata.BINARY_BYTE_MARSHALLER);
     private static final Duration FIRST_PAUSE = Duration.ofMillis(100);
     private static final Duration LONGEST_PAUSE = Duration.ofSeconds(5);
     /** What a server asks for may be any number. */
-    private static final long LONGEST_DELAY_SECONDS = 86_400;
-
+    private static final long DAY_SECONDS = 86_400;
     /** The codes of interruptions, unless the server has a reason. */
-    private static final Set<Status.Code> PASSING = EnumSet.of(
-            Status.Code.UNAVAILABLE, Status.Code.DEADLINE_EXCEEDED, Status.Code.CANCELLED, Status.Code.ABORTED,
-            Status.Code.INTERNAL, Status.Code.UNKNOWN);
+    private static final Set<Status.Code> PASSING =
+            EnumSet.of(UNAVAILABLE, DEADLINE_EXCEEDED, CANCELLED, ABORTED, INTERNAL, UNKNOWN);
 
     private final Status.Code code;
-    private final Details details;
+    private ErrorInfo info = ErrorInfo.getDefaultInstance();
+    private BadRequest fields = BadRequest.getDefaultInstance();
+    private RetryInfo retry;
 
     FastlaneException(Status.Code code, String message) {
-        this(code, message, null, Details.NONE);
+        super(message);
+        this.code = code;
     }
 
-    private FastlaneException(Status.Code code, String message, Throwable cause, Details details) {
+    /** An error with what the trailers of the call say. Details that cannot be read are none: the code is enough. */
+    private FastlaneException(Status.Code code, String message, StatusRuntimeException cause) {
         super(message, cause);
         this.code = code;
-        this.details = details;
+        try {
+            byte[] packed = cause.getTrailers() == null ? null : cause.getTrailers().get(DETAILS);
+            for (Any detail : com.google.rpc.Status.parseFrom(packed == null ? new byte[0] : packed).getDetailsList()) {
+                take(detail);
+            }
+        } catch (InvalidProtocolBufferException unreadable) {
+            addSuppressed(unreadable);
+        }
+    }
+
+    private void take(Any detail) throws InvalidProtocolBufferException {
+        if (detail.is(ErrorInfo.class) && detail.unpack(ErrorInfo.class).getDomain().equals("fastlane")) {
+            info = detail.unpack(ErrorInfo.class);
+        } else if (detail.is(BadRequest.class)) {
+            fields = detail.unpack(BadRequest.class);
+        } else if (detail.is(RetryInfo.class)) {
+            retry = detail.unpack(RetryInfo.class);
+        }
     }
 
     /** Returns the status code of gRPC. DATA_LOSS: a log is not what the server says it is; found by the client. */
@@ -50,29 +80,28 @@ public final class FastlaneException extends RuntimeException {
 
     /** Returns a name of fastlane.v1.ErrorReason without its prefix. Empty: the error is not the server's. */
     public String reason() {
-        return details.info.getReason();
+        return info.getReason();
     }
 
     /** Returns the fields at fault of a request that is not valid: its path, and what is wrong with it. */
     public List<BadRequest.FieldViolation> violations() {
-        return details.fields.getFieldViolationsList();
+        return fields.getFieldViolationsList();
     }
 
     /** Returns what the error is about, for example the id of the job. */
     public Map<String, String> metadata() {
-        return details.info.getMetadataMap();
+        return info.getMetadataMap();
     }
 
     /** Returns how long the server asks to wait. Empty: it does not ask. */
     public Optional<Duration> retryAfter() {
-        return Optional.ofNullable(details.retry)
-                .map(retry -> Math.max(0, Math.min(retry.getRetryDelay().getSeconds(), LONGEST_DELAY_SECONDS)))
-                .map(seconds -> Duration.ofSeconds(seconds, details.retry.getRetryDelay().getNanos()));
+        return Optional.ofNullable(retry).map(RetryInfo::getRetryDelay)
+                .map(delay -> Duration.ofSeconds(Math.min(delay.getSeconds(), DAY_SECONDS), delay.getNanos()));
     }
 
     /** Returns whether the same call may succeed later. */
     public boolean isPassing() {
-        return retryAfter().isPresent() || (reason().isEmpty() && PASSING.contains(code));
+        return retry != null || (reason().isEmpty() && PASSING.contains(code));
     }
 
     /**
@@ -80,7 +109,7 @@ public final class FastlaneException extends RuntimeException {
      * reason, RESOURCE_EXHAUSTED is a proxy's or the connection's.
      */
     boolean isResumable() {
-        return isPassing() || (reason().isEmpty() && code == Status.Code.RESOURCE_EXHAUSTED);
+        return isPassing() || (reason().isEmpty() && code == RESOURCE_EXHAUSTED);
     }
 
     /**
@@ -93,49 +122,24 @@ public final class FastlaneException extends RuntimeException {
         return retryAfter().orElse(Duration.ZERO).plusNanos(pause);
     }
 
-    /** Returns the error of a failed call, with what its details say. */
-    static FastlaneException of(StatusRuntimeException error) {
-        Status status = error.getStatus();
-        String message = status.getDescription() == null ? status.getCode().name() : status.getDescription();
-        // gRPC says "io exception", and only its cause that the connection was refused.
-        Throwable cause = status.getCause();
-        // A handshake that failed does not pass by itself. What is wrong with a certificate is in its first cause.
-        boolean shaken = !(cause instanceof SSLHandshakeException);
-        while (!shaken && cause.getCause() != null) {
-            cause = cause.getCause();
-        }
-        boolean says = cause != null && cause.getMessage() != null && !message.contains(cause.getMessage());
-        return new FastlaneException(
-                shaken ? status.getCode() : Status.Code.UNAUTHENTICATED,
-                says ? message + ": " + cause.getMessage() : message, error, Details.of(error));
+    /** Returns the error of a call that waited while its thread was interrupted. The thread stays interrupted. */
+    static FastlaneException ofInterrupt() {
+        Thread.currentThread().interrupt();
+        return new FastlaneException(CANCELLED, "the thread was interrupted");
     }
 
-    /** The details that the contract names. */
-    private record Details(ErrorInfo info, BadRequest fields, RetryInfo retry) {
-        static final Details NONE = new Details(ErrorInfo.getDefaultInstance(), BadRequest.getDefaultInstance(), null);
-
-        static Details of(StatusRuntimeException error) {
-            Details found = NONE;
-            com.google.rpc.Status status = StatusProto.fromThrowable(error);
-            try {
-                for (Any detail : status == null ? List.<Any>of() : status.getDetailsList()) {
-                    found = found.with(detail);
-                }
-            } catch (InvalidProtocolBufferException unreadable) {
-                // The code is enough to go on.
-            }
-            return found;
+    /** Returns the error of a failed call. */
+    static FastlaneException of(StatusRuntimeException error) {
+        Status.Code code = error.getStatus().getCode();
+        String description = error.getStatus().getDescription();
+        String message = description == null ? code.name() : description;
+        // gRPC says "io exception", and only its cause that the connection was refused.
+        for (Throwable cause = error.getStatus().getCause(); cause != null; cause = cause.getCause()) {
+            String words = String.valueOf(cause.getMessage());
+            message = message.contains(words) ? message : message + ": " + words;
+            // A handshake that failed does not pass by itself.
+            code = cause instanceof SSLHandshakeException ? UNAUTHENTICATED : code;
         }
-
-        private Details with(Any detail) throws InvalidProtocolBufferException {
-            if (detail.is(ErrorInfo.class)) {
-                ErrorInfo told = detail.unpack(ErrorInfo.class);
-                return told.getDomain().equals("fastlane") ? new Details(told, fields, retry) : this;
-            }
-            if (detail.is(BadRequest.class)) {
-                return new Details(info, detail.unpack(BadRequest.class), retry);
-            }
-            return detail.is(RetryInfo.class) ? new Details(info, fields, detail.unpack(RetryInfo.class)) : this;
-        }
+        return new FastlaneException(code, message, error);
     }
 }

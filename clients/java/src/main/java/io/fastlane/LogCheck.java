@@ -1,13 +1,13 @@
 package io.fastlane;
 
 import com.google.protobuf.ByteString;
-import io.fastlane.v1.JobLogEnd;
 import io.fastlane.v1.JobLogExecution;
 import io.fastlane.v1.LogChunk;
 import io.fastlane.v1.LogEnd;
 import io.fastlane.v1.LogGap;
 import io.fastlane.v1.LogState;
 import io.fastlane.v1.LogTotals;
+import io.fastlane.v1.StreamJobLogsResponse;
 import io.grpc.Status;
 import java.util.HashMap;
 import java.util.List;
@@ -16,8 +16,7 @@ import java.util.zip.CRC32;
 
 /** The bytes that came of the current execution: no offset may be repeated or missing, and the totals have to agree. */
 final class LogCheck {
-    private final boolean text;
-    private final List<Integer> sources;
+    private final Asked asked;
     private String executionId = "";
     private LogState state;
     private boolean ended;
@@ -25,82 +24,86 @@ final class LogCheck {
     private boolean whole;
     private Map<Integer, Position> positions = new HashMap<>();
 
-    LogCheck(boolean whole, boolean text, List<Integer> sources) {
-        this.whole = whole;
-        this.text = text;
-        this.sources = sources.isEmpty() ? List.of(1, 2, 3) : sources;
+    LogCheck(Asked asked) {
+        this.asked = asked;
+        this.whole = asked.whole();
     }
 
     /**
-     * Checks a message and returns whether its event is to be told. A call that resumes begins with what was told
-     * before: the execution, its state, perhaps its end.
+     * Checks a message and returns its event, or null if there is none to tell. A call that resumes begins with what
+     * was told before: the execution, its state, perhaps its end.
      */
-    boolean take(Message message) {
-        for (LogChunk chunk : message.chunks()) {
+    Object take(StreamJobLogsResponse message) {
+        for (LogChunk chunk : message.getChunksList()) {
             advance(chunk.getSourceValue(), chunk.getOffset(), chunk.getData());
         }
-        if (message.event() instanceof JobLogExecution start) {
-            return begin(start.getExecution().getId());
-        }
-        if (message.event() instanceof LogGap gap) {
-            skip(gap);
-            return true;
-        }
-        if (message.event() instanceof LogState now) {
-            boolean changed = !now.equals(state);
-            state = now;
-            return changed;
-        }
-        if (message.event() instanceof LogEnd end && !ended) {
-            verify(end);
-            ended = true;
-            return true;
-        }
-        return message.event() instanceof JobLogEnd;
+        return switch (message.getEventCase()) {
+            case EXECUTION -> begin(message.getExecution());
+            case GAP -> skip(message.getGap());
+            case STATE -> change(message.getState());
+            case END -> finish(message.getEnd());
+            case JOB_END -> message.getJobEnd();
+            case HEARTBEAT, EVENT_NOT_SET -> null;
+        };
     }
 
-    private boolean begin(String id) {
-        if (id.equals(executionId)) {
-            return false;
+    private JobLogExecution begin(JobLogExecution start) {
+        if (start.getExecution().getId().equals(executionId)) {
+            return null;
         }
         whole = whole || !executionId.isEmpty();
-        executionId = id;
+        executionId = start.getExecution().getId();
         state = null;
         ended = false;
         positions = new HashMap<>();
-        return true;
+        return start;
     }
 
-    private void skip(LogGap gap) {
-        advance(gap.getSourceValue(), gap.getOffset(), ByteString.EMPTY);
-        Position at = position(gap.getSourceValue());
+    private LogGap skip(LogGap gap) {
+        Position at = advance(gap.getSourceValue(), gap.getOffset(), ByteString.EMPTY);
         at.offset += gap.getMissingBytes();
         at.whole = false;
+        return gap;
+    }
+
+    private LogState change(LogState now) {
+        boolean changed = !now.equals(state);
+        state = now;
+        return changed ? now : null;
+    }
+
+    private LogEnd finish(LogEnd end) {
+        if (ended) {
+            return null;
+        }
+        verify(end);
+        ended = true;
+        return end;
     }
 
     /** Moves the position of the source, which has to be at this offset. Text may leap, but never goes back. */
-    private void advance(int source, long offset, ByteString data) {
+    private Position advance(int source, long offset, ByteString data) {
         Position at = position(source);
-        if (at.known && offset != at.offset && !(text && offset > at.offset)) {
+        if (at.offset >= 0 && offset != at.offset && !(asked.text() && offset > at.offset)) {
             throw inconsistent(source, "byte %d, expected byte %d".formatted(offset, at.offset));
         }
         at.offset = offset + data.size();
-        at.known = true;
         at.sum.update(data.asReadOnlyByteBuffer());
+        return at;
     }
 
     /** Compares what came of an execution with what the server has. */
     private void verify(LogEnd end) {
-        if (!end.getSealed() || text) {
+        if (!end.getSealed() || asked.text()) {
             return;
         }
-        for (int source : sources) {
+        for (int source : asked.sources()) {
             LogTotals has = end.getTotalsList().stream()
                     .filter(totals -> totals.getSourceValue() == source)
                     .findFirst().orElse(LogTotals.getDefaultInstance());
             Position at = position(source);
             boolean changed = at.whole && has.hasCrc32() && (int) at.sum.getValue() != has.getCrc32();
-            if ((at.known && at.offset != has.getBytes()) || changed) {
+            if ((at.offset >= 0 && at.offset != has.getBytes()) || changed) {
                 throw inconsistent(source, "%d bytes with checksum %08x came, the server has %d with %08x"
                         .formatted(at.offset, at.sum.getValue(), has.getBytes(), has.getCrc32()));
             }
@@ -116,15 +119,14 @@ final class LogCheck {
         return positions.computeIfAbsent(source, each -> new Position(whole));
     }
 
-    /** The offset of the next byte, if it is known, and the checksum of all before it, if they are the whole. */
+    /** The offset of the next byte, or -1 if it is unknown; the checksum of all before it, if they are the whole. */
     private static final class Position {
         private final CRC32 sum = new CRC32();
         private long offset;
-        private boolean known;
         private boolean whole;
 
         Position(boolean whole) {
-            this.known = whole;
+            this.offset = whole ? 0 : -1;
             this.whole = whole;
         }
     }

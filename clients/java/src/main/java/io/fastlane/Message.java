@@ -1,8 +1,6 @@
 package io.fastlane;
 
 import io.fastlane.v1.LogChunk;
-import io.fastlane.v1.StreamExecutionLogsResponse;
-import io.fastlane.v1.StreamJobLogsResponse;
 import java.util.List;
 
 /**
@@ -14,25 +12,4 @@ import java.util.List;
  * @param cursor the point after this message: store it after the output, and resume there
  */
 public record Message(List<LogChunk> chunks, Object event, String cursor) {
-    static Message of(StreamExecutionLogsResponse response) {
-        Object event = switch (response.getEventCase()) {
-            case GAP -> response.getGap();
-            case STATE -> response.getState();
-            case END -> response.getEnd();
-            case HEARTBEAT, EVENT_NOT_SET -> null;
-        };
-        return new Message(response.getChunksList(), event, response.getCursor());
-    }
-
-    static Message of(StreamJobLogsResponse response) {
-        Object event = switch (response.getEventCase()) {
-            case GAP -> response.getGap();
-            case STATE -> response.getState();
-            case END -> response.getEnd();
-            case EXECUTION -> response.getExecution();
-            case JOB_END -> response.getJobEnd();
-            case HEARTBEAT, EVENT_NOT_SET -> null;
-        };
-        return new Message(response.getChunksList(), event, response.getCursor());
-    }
 }

@@ -1,43 +1,45 @@
 package io.fastlane;
 
+import static io.grpc.Status.Code.UNAVAILABLE;
+
+import io.fastlane.v1.StreamJobLogsResponse;
+import io.grpc.CallOptions;
+import io.grpc.Channel;
 import io.grpc.ClientCall;
 import io.grpc.Metadata;
+import io.grpc.MethodDescriptor;
 import io.grpc.Status;
 import java.time.Duration;
 import java.util.concurrent.BlockingQueue;
 import java.util.concurrent.LinkedBlockingQueue;
 import java.util.concurrent.TimeUnit;
-import java.util.function.Function;
+import java.util.function.Supplier;
 
 /** One call of a stream, read by one thread. A message is asked for when the one before is taken. */
-final class StreamCall<Q, R> extends ClientCall.Listener<R> {
-    private final ClientCall<Q, R> call;
-    private final Function<R, Message> convert;
-    /** Messages, then the FastlaneException that the call ended with. */
-    private final BlockingQueue<Object> arrived = new LinkedBlockingQueue<>();
+final class StreamCall extends ClientCall.Listener<StreamJobLogsResponse> {
+    private final ClientCall<?, ?> call;
+    /** What returns a message each, then what throws the error that the call ended with. */
+    private final BlockingQueue<Supplier<StreamJobLogsResponse>> arrived = new LinkedBlockingQueue<>();
 
-    StreamCall(ClientCall<Q, R> call, Q request, Function<R, Message> convert) {
-        this.call = call;
-        this.convert = convert;
-        call.start(this, new Metadata());
+    <Q> StreamCall(Channel channel, MethodDescriptor<Q, StreamJobLogsResponse> method, Q request) {
+        ClientCall<Q, StreamJobLogsResponse> begun = channel.newCall(method, CallOptions.DEFAULT);
+        call = begun;
+        begun.start(this, new Metadata());
         // One in advance, so that the next message is on its way while this one is written.
-        call.request(2);
-        call.sendMessage(request);
-        call.halfClose();
+        begun.request(2);
+        begun.sendMessage(request);
+        begun.halfClose();
     }
 
     /** Returns the next message. A dead connection says nothing: only the time in which this waits counts. */
-    Message receive(Duration silence) throws InterruptedException {
-        Object next = arrived.poll(silence.toNanos(), TimeUnit.NANOSECONDS);
-        if (next instanceof Message message) {
-            call.request(1);
-            return message;
+    StreamJobLogsResponse receive(Duration silence) throws InterruptedException {
+        Supplier<StreamJobLogsResponse> next = arrived.poll(silence.toNanos(), TimeUnit.NANOSECONDS);
+        if (next == null) {
+            String message = "no message for %.1f seconds, not even a heartbeat".formatted(silence.toMillis() / 1000.0);
+            throw new FastlaneException(UNAVAILABLE, message);
         }
-        if (next instanceof FastlaneException failure) {
-            throw failure;
-        }
-        String message = "no message for %.1f seconds, not even a heartbeat".formatted(silence.toMillis() / 1000.0);
-        throw new FastlaneException(Status.Code.UNAVAILABLE, message);
+        call.request(1);
+        return next.get();
     }
 
     void cancel() {
@@ -45,14 +47,16 @@ final class StreamCall<Q, R> extends ClientCall.Listener<R> {
     }
 
     @Override
-    public void onMessage(R response) {
-        arrived.add(convert.apply(response));
+    public void onMessage(StreamJobLogsResponse response) {
+        arrived.add(() -> response);
     }
 
     @Override
     public void onClose(Status status, Metadata trailers) {
-        arrived.add(status.isOk()
-                ? new FastlaneException(Status.Code.UNAVAILABLE, "the stream ended early, without an end")
-                : FastlaneException.of(status.asRuntimeException(trailers)));
+        arrived.add(() -> {
+            throw status.isOk()
+                    ? new FastlaneException(UNAVAILABLE, "the stream ended early, without an end")
+                    : FastlaneException.of(status.asRuntimeException(trailers));
+        });
     }
 }

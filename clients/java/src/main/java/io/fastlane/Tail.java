@@ -1,16 +1,16 @@
 package io.fastlane;
 
+import static java.util.concurrent.TimeUnit.NANOSECONDS;
+
 import io.fastlane.v1.JobLogEnd;
 import io.fastlane.v1.LogEnd;
+import io.fastlane.v1.StreamJobLogsResponse;
 import io.grpc.ManagedChannel;
-import io.grpc.Status;
 import java.time.Duration;
 import java.util.Iterator;
 import java.util.List;
 import java.util.NoSuchElementException;
 import java.util.concurrent.CountDownLatch;
-import java.util.concurrent.TimeUnit;
-import java.util.function.Function;
 
 /**
  * A log, live or stored: {@code for (Message message : tail)}. It ends after its LogEnd or JobLogEnd, or throws a
@@ -20,36 +20,24 @@ import java.util.function.Function;
  */
 public final class Tail implements Iterable<Message>, Iterator<Message>, AutoCloseable {
     private final ManagedChannel channel;
-    private final Duration silence;
+    private final Asked asked;
     private final LogCheck check;
-    /** Makes a call that begins after a cursor. */
-    private final Function<String, StreamCall<?, ?>> open;
-    private final boolean ofJob;
     private final CountDownLatch closed = new CountDownLatch(1);
-    private volatile StreamCall<?, ?> call;
+    private volatile StreamCall call;
     private String cursor;
     private Message next;
-    private FastlaneException interruption;
+    /** The time before the next call. */
+    private Duration pause = Duration.ZERO;
     /** The interruptions without progress. */
     private int failures;
     /** The messages of this call. */
     private int received;
 
-    Tail(
-            ManagedChannel channel,
-            boolean ofJob,
-            String cursor,
-            com.google.protobuf.Duration heartbeat,
-            LogCheck check,
-            Function<String, StreamCall<?, ?>> open) {
-        Duration interval = Duration.ofSeconds(heartbeat.getSeconds(), heartbeat.getNanos());
+    Tail(ManagedChannel channel, Asked asked) {
         this.channel = channel;
-        this.ofJob = ofJob;
-        this.cursor = cursor;
-        // An interval that is too short is for the server to refuse: its answer needs a moment.
-        this.silence = Duration.ofMillis(interval.isZero() ? 30_000 : Math.max(300, 3 * interval.toMillis()));
-        this.check = check;
-        this.open = open;
+        this.asked = asked;
+        this.check = new LogCheck(asked);
+        this.cursor = asked.cursor();
     }
 
     @Override
@@ -65,8 +53,7 @@ public final class Tail implements Iterable<Message>, Iterator<Message>, AutoClo
             }
         } catch (InterruptedException interrupt) {
             close();
-            Thread.currentThread().interrupt();
-            throw new FastlaneException(Status.Code.CANCELLED, "the thread was interrupted");
+            throw FastlaneException.ofInterrupt();
         }
         return next != null;
     }
@@ -85,7 +72,11 @@ public final class Tail implements Iterable<Message>, Iterator<Message>, AutoClo
     @Override
     public void close() {
         closed.countDown();
-        StreamCall<?, ?> last = call;
+        cancel();
+    }
+
+    private void cancel() {
+        StreamCall last = call;
         if (last != null) {
             last.cancel();
         }
@@ -93,58 +84,55 @@ public final class Tail implements Iterable<Message>, Iterator<Message>, AutoClo
 
     /** Returns the next message to tell, or null if what came is not to be told. */
     private Message advance() throws InterruptedException {
-        if (interruption != null) {
-            // gRPC's own pauses between connects grow to two minutes.
-            channel.resetConnectBackoff();
-            boolean left = closed.await(interruption.pause(failures).toNanos(), TimeUnit.NANOSECONDS);
-            interruption = null;
-            failures++;
-            if (left) {
-                return null;
-            }
-        }
         try {
-            return receive();
+            return call == null ? begin() : receive();
         } catch (FastlaneException failure) {
             return interrupted(failure);
         }
     }
 
-    private Message receive() throws InterruptedException {
-        if (call == null) {
+    private Message begin() throws InterruptedException {
+        if (!closed.await(pause.toNanos(), NANOSECONDS)) {
+            // gRPC's own pauses between connects grow to two minutes.
+            channel.resetConnectBackoff();
             received = 0;
-            call = open.apply(cursor);
-            if (closed.getCount() == 0) {
-                call.cancel();
-            }
+            call = asked.open().apply(cursor);
         }
-        Message message = call.receive(silence);
+        // Whoever closed this before there was a call could not end it.
+        if (closed.getCount() == 0) {
+            cancel();
+        }
+        return null;
+    }
+
+    private Message receive() throws InterruptedException {
+        StreamJobLogsResponse response = call.receive(asked.silence());
         // The first message of a call comes before anything is read: only the second one is progress.
         received++;
-        if (received > 1) {
-            failures = 0;
-        }
-        Object event = check.take(message) ? message.event() : null;
-        cursor = message.cursor();
-        if (event instanceof JobLogEnd || (event instanceof LogEnd && !ofJob)) {
+        failures = received > 1 ? 0 : failures;
+        Object event = check.take(response);
+        cursor = response.getCursor();
+        if (event instanceof JobLogEnd || (event instanceof LogEnd && !asked.ofJob())) {
             close();
         }
-        boolean tells = event != null || !message.chunks().isEmpty();
-        return tells ? new Message(message.chunks(), event, cursor) : null;
+        boolean tells = event != null || response.getChunksCount() > 0;
+        return tells ? new Message(response.getChunksList(), event, cursor) : null;
     }
 
     /** Returns the interruption as a message if the tail resumes after it. */
     private Message interrupted(FastlaneException failure) {
-        call.cancel();
+        boolean left = closed.getCount() == 0;
+        cancel();
         call = null;
-        if (closed.getCount() == 0) {
+        if (left) {
             return null;
         }
         if (!failure.isResumable() || channel.isShutdown()) {
             close();
             throw failure;
         }
-        interruption = failure;
+        pause = failure.pause(failures);
+        failures++;
         return new Message(List.of(), failure, cursor);
     }
 }

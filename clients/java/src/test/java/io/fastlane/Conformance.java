@@ -16,12 +16,6 @@ import io.fastlane.v1.LogState;
 import io.fastlane.v1.Source;
 import io.fastlane.v1.StreamExecutionLogsRequest;
 import io.fastlane.v1.StreamJobLogsRequest;
-import io.grpc.ChannelCredentials;
-import io.grpc.Grpc;
-import io.grpc.InsecureChannelCredentials;
-import io.grpc.ManagedChannelBuilder;
-import io.grpc.TlsChannelCredentials;
-import java.io.File;
 import java.io.FileDescriptor;
 import java.io.FileOutputStream;
 import java.io.IOException;
@@ -30,8 +24,10 @@ import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.ArrayList;
 import java.util.Arrays;
+import java.util.EnumMap;
 import java.util.HashMap;
 import java.util.List;
+import java.util.Locale;
 import java.util.Map;
 import java.util.logging.LogManager;
 
@@ -80,16 +76,15 @@ final class Conformance {
         return status;
     }
 
-    private FastlaneClient client() throws IOException {
-        ChannelCredentials credentials = options.containsKey("tls_ca")
-                ? TlsChannelCredentials.newBuilder().trustManager(new File(options.get("tls_ca"))).build()
-                : InsecureChannelCredentials.create();
-        ManagedChannelBuilder<?> builder = Grpc.newChannelBuilder(options.get("address"), credentials);
-        if (options.containsKey("token_file")) {
-            String token = Files.readString(Path.of(options.get("token_file")));
-            builder.intercept(FastlaneClient.token(() -> token));
+    private FastlaneClient client() {
+        Map<Option, String> given = new EnumMap<>(Option.class);
+        for (Option each : Option.values()) {
+            String value = options.get(each.name().toLowerCase(Locale.ROOT));
+            if (value != null) {
+                given.put(each, value);
+            }
         }
-        return new FastlaneClient(builder);
+        return new FastlaneClient(options.get("address"), given);
     }
 
     private static Map<String, Object> error(FastlaneException failure) {
