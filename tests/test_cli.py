@@ -102,7 +102,7 @@ def test_every_option_arrives(server: ScriptedServer) -> None:
     extra += " --registry-credential ci"
     extra += " --tmpfs /tmp --tmpfs /run:rw,noexec,size=64m,mode=700 --tmpfs /x:exec --ulimit nofile=9:-1"
     extra += " --ulimit core=0 --add-host db:192.0.2.7 --add-host six:2001:db8::7"
-    extra += " --volume cache:/cache --volume data:/data:ro --output /none:there --output /dist/"
+    extra += " --volume cache:/cache --volume data:/data:ro --keep /none:there --keep /dist/"
     extra += " --dns-search example.com --dns-option ndots:2"
     more = "--priority 7 --read-only --stop-signal SIGINT --stop-grace 0s --request-id r1 -e FROM_HERE -e EMPTY="
     ran = fastlane(

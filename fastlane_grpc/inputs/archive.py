@@ -67,10 +67,10 @@ def _padded(contents: BinaryIO, size: int) -> Iterator[bytes]:
 
 
 def rewritten(content: BinaryIO, path: str) -> Iterator[tuple[bytes, bool]]:
-    """Yield the archive of a path in a container as blocks, with names that are the path and what is below it, and
-    whether a block begins an entry. Devices, pipes and sockets are left out. ArchiveInvalid.
+    """Yield the archive of a path in a container as blocks, and whether a block begins an entry. ArchiveInvalid.
 
-    An engine's archive begins with the last name of the path.
+    An engine's archive begins with the last name of the path. Here names begin with the whole path. Devices and pipes
+    are left out.
     """
     below, prefix = path.strip("/"), posixpath.basename(path)
     whole = _Whole(content)

@@ -189,13 +189,6 @@ _JOB_OPTIONS = [
         help="Copy a file or directory of this machine into the container, as src:/src.",
     ),
     click.option(
-        "--output",
-        "outputs",
-        type=Reads("output", read_output),
-        multiple=True,
-        help="Keep a file or directory of the container; `run` copies it here, as /src/dist or /src/dist:dist.",
-    ),
-    click.option(
         "--ulimit",
         "ulimits",
         type=Reads("limit", read_ulimit),
@@ -349,6 +342,24 @@ def _describes_job(function: Function) -> Function:
     return click.argument("words", nargs=-1, type=click.UNPROCESSED, metavar="[--] [WORD]...")(function)
 
 
+# `enqueue` and `replace` have --output for the form of their answer.
+_copies_outputs = click.option(
+    "--output",
+    "--keep",
+    "outputs",
+    type=Reads("output", read_output),
+    multiple=True,
+    help="Keep a file or directory of the container and copy it here, as /src/dist or /src/dist:dist.",
+)
+_keeps_outputs = click.option(
+    "--keep",
+    "outputs",
+    type=Reads("path", read_output),
+    multiple=True,
+    help="Keep a file or directory of the container, as /src/dist; `fastlane outputs` gets it.",
+)
+
+
 def _enqueues_one(function: Function) -> Function:
     for option in reversed(_ENQUEUE_OPTIONS):
         function = option(function)
@@ -358,6 +369,7 @@ def _enqueues_one(function: Function) -> Function:
 @click.command(cls=_JobCommand)
 @click.argument("image")
 @_describes_job
+@_copies_outputs
 @_enqueues_one
 @click.option("-d", "--detach", is_flag=True, help="Print the job's id and exit, as `fastlane enqueue`.")
 @shows_output_of_run
@@ -431,6 +443,7 @@ def run(
 @click.command(cls=_JobCommand)
 @click.argument("image", required=False)
 @_describes_job
+@_keeps_outputs
 @_enqueues_one
 @click.option(
     "-f",
@@ -494,6 +507,7 @@ def enqueue(
 @click.argument("id", metavar="JOB")
 @click.argument("image")
 @_describes_job
+@_keeps_outputs
 @click.option("--etag", default="", help="Replace only if the job has this etag; `fastlane job -o json` shows it.")
 @answers
 @talks_to_server
