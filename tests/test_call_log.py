@@ -100,6 +100,19 @@ def test_a_call_by_http_is_a_line(logged: Logged) -> None:
     assert line["peer"].startswith("ipv4:127.0.0.1:")
 
 
+def test_headers_of_a_proxy_do_not_say_who_calls(logged: Logged) -> None:
+    forged = {
+        "Content-Type": "application/json",
+        "X-Forwarded-For": "10.9.9.9",
+        "Forwarded": "for=10.9.9.9",
+        "X-Forwarded-User": "root",
+    }
+    answer = json.loads(logged.ask("POST", "/tasks/forged", '{"image": "busybox"}', **forged))
+    line = logged.line(method="EnqueueJob", task_id="forged")
+    assert (line["caller"], line["peer"].rpartition(":")[0]) == ("ada", "ipv4:127.0.0.1")
+    assert (answer["job"]["caller"], answer["job"]["caller_address"]) == ("ada", line["peer"])
+
+
 def test_a_stream_is_a_line_at_its_end(logged: Logged) -> None:
     with logged.client() as client:
         job = client.enqueue("streams", "busybox")

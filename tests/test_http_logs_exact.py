@@ -74,7 +74,8 @@ def test_http_readers_have_each_byte_of_a_log_whose_server_is_killed(
             server.kill()
             # The stream was cut, and curl says so; what came is what was printed.
             assert STDOUT.startswith(raw.communicate(timeout=30)[0])
-            assert raw.returncode in {18, 56}
+            # 52: the server was killed before it had sent anything.
+            assert raw.returncode in {18, 52, 56}
             server = succession.server()
         for reader in readers:
             assert reader.result() | {Source.SYSTEM: b""} == {
