@@ -484,7 +484,7 @@ class Usage:
 
 
 class OutputsFault(IntEnum):
-    """Why outputs were not kept. Numbers of the contract."""
+    """The reason why outputs were not kept. Numbers of the contract."""
 
     NONE = 0
     TOO_LARGE = 1

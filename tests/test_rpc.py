@@ -1063,3 +1063,9 @@ async def test_an_execution_without_outputs_says_why_it_has_none(harness: RpcHar
     with pytest.raises(grpc.aio.AioRpcError, match="has no outputs: it has not ended") as refused:
         await harness.executions.ReadOutputs(pb.ReadOutputsRequest(execution_id=job.execution.id))
     assert (refused.value.code(), reason(refused.value)) == (grpc.StatusCode.NOT_FOUND, "OUTPUTS_NOT_FOUND")
+
+
+async def test_a_credential_that_the_operator_does_not_have_is_refused_by_name(harness: RpcHarness) -> None:
+    with pytest.raises(grpc.aio.AioRpcError, match="nobody") as refused:
+        await harness.enqueue(registry_credential="nobody")
+    assert reason(refused.value) == "REGISTRY_CREDENTIAL_NOT_FOUND"
