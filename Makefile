@@ -32,5 +32,5 @@ tail: ## build fastlane-tail for each system into dist/cli
 bench: ## measure fastlane and the plain engine side by side
 	@.ci/environment && { .ci/peers; .ci/tools chromium || true; } && .ci/stage bench python -m bench
 
-chaos: ## kill servers and engines at random and check that nothing is lost (ROUNDS=20)
-	@.ci/stage chaos .ci/chaos $(ROUNDS)
+chaos: ## kill servers and engines at random and check that nothing is lost (ROUNDS=20; ROW=… of docs/reliability.md)
+	@.ci/stage chaos .ci/chaos $(or $(ROUNDS),20) $(ROW)
