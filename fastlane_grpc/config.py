@@ -508,6 +508,9 @@ class Settings:
         lambda: 1 << 30, read_log_bytes, "maximum size of one log; a larger log loses its middle"
     )
     max_input_bytes: int = setting(lambda: 1 << 30, read_bytes, "maximum size of the inputs of one job, in sum")
+    max_output_bytes: int = setting(
+        lambda: 1 << 30, read_bytes, "maximum size of the outputs of one execution; larger ones are not kept"
+    )
     max_running: int = setting(
         lambda: 4 * (os.cpu_count() or 1), read_count, "maximum number of running containers; by default four per core"
     )

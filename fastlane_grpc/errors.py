@@ -76,6 +76,13 @@ class ExecutionNotFound(Refusal):
         super().__init__(f"there is no execution {execution_id!r}", execution_id=execution_id)
 
 
+class OutputsNotFound(Refusal):
+    """The execution has no outputs."""
+
+    def __init__(self, execution_id: str, why: str) -> None:
+        super().__init__(f"execution {execution_id} has no outputs: {why}", execution_id=execution_id)
+
+
 class RequestIdReused(Refusal):
     """The request_id came with another request before."""
 

@@ -110,6 +110,7 @@ VALUES: Mapping[str, tuple[Any, Any]] = {
         [pb.Input(path="/a", sha256=sha256(b"one").hexdigest(), size_bytes=3, mode=0o600, uid=1, gid=2)],
         [pb.Input(path="/a", sha256=sha256(b"two").hexdigest(), size_bytes=3, mode=0o600, uid=1, gid=2)],
     ),
+    "outputs": (["/src/dist", "/report"], ["/report"]),
     "registry_credential": ("ci", "other"),
     "secret_envs": ({"A": "a"}, {"A": "b"}),
 }
@@ -158,7 +159,7 @@ IN_CONTAINER: Mapping[str, Mapping[str, Any]] = {
 }
 BY_FASTLANE = {
     *("timeout", "pull_policy", "stop_grace", "priority", "start_in", "start_at", "expire_time", "metadata", "history"),
-    *("notifications", "inputs", "registry_credential", "secret_envs", "stop_when_unwatched"),
+    *("notifications", "inputs", "outputs", "registry_credential", "secret_envs", "stop_when_unwatched"),
     *(path for path in VALUES if path.startswith(("cron.", "retry.", "unique."))),
 }
 

@@ -14,6 +14,7 @@ from fastlane_grpc.api.container_validation import (
     limits_violations,
     network_violations,
     options_violations,
+    outputs_violations,
 )
 from fastlane_grpc.api.schedule_validation import never_ticks_violations, policy_violations
 from fastlane_grpc.errors import InvalidRequest, Violation
@@ -93,6 +94,8 @@ def enqueue_violations(
         yield from options_violations(spec)
     if spec.inputs:
         yield from inputs_violations(spec)
+    if spec.outputs:
+        yield from outputs_violations(spec.outputs)
     if spec.registry_credential:
         yield from credential_violations(spec.registry_credential)
     if spec.secret_envs:

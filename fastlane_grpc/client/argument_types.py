@@ -18,6 +18,7 @@ from fastlane_grpc.text.time_span import span_of
 _WORDS = {
     "args": "for one string use command=",
     "entrypoint": 'for one program use entrypoint=["PROGRAM"]',
+    "outputs": 'for one path use outputs=["/PATH"]',
     "cap_drop": 'for one capability use cap_drop=["NAME"]',
     "job_ids": 'for one job use job_ids=["ID"]',
 }

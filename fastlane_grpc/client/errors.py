@@ -150,6 +150,7 @@ BY_REASON: Mapping[str, type[Error]] = {
     "TASK_NOT_FOUND": NotFound,
     "JOB_NOT_FOUND": NotFound,
     "EXECUTION_NOT_FOUND": NotFound,
+    "OUTPUTS_NOT_FOUND": NotFound,
     "HOST_NOT_FOUND": NotFound,
     "DELIVERY_NOT_FOUND": NotFound,
     "REGISTRY_CREDENTIAL_NOT_FOUND": NotFound,

@@ -98,6 +98,8 @@ class JobOptions(TypedDict, total=False):
     volumes: Sequence[Volume]
     inputs: Sequence[Input]
     """Files that are written into the container before its start."""
+    outputs: Sequence[str]
+    """Absolute paths in the container that are kept after its end; see `read_outputs`."""
     ulimits: Sequence[Ulimit]
     extra_hosts: Mapping[str, str]
     """Additional host names and their IP addresses."""
@@ -327,6 +329,7 @@ def enqueue(
     tmpfs: Sequence[Tmpfs | str] = (),
     volumes: Sequence[Volume] = (),
     inputs: Sequence[Input] = (),
+    outputs: Sequence[str] = (),
     ulimits: Sequence[Ulimit] = (),
     extra_hosts: Mapping[str, str] = _NONE,
     dns: Dns | None = None,
@@ -363,6 +366,7 @@ def enqueue(
         stop_when_unwatched=to_duration(stop_when_unwatched),
         tmpfs=tmpfs_messages(tmpfs),
         volumes=[each.message() for each in volumes],
+        outputs=outputs,
         inputs=[each.message() for each in inputs],
         ulimits=[each.message() for each in ulimits],
         extra_hosts=extra_hosts,

@@ -46,13 +46,16 @@ class BackendRunner:
         *,
         default_timeout: timedelta,
         inputs: InputFiles,
+        max_output_bytes: int,
         secrets: NamedSecrets = NO_SECRETS,
         start_answer_seconds: float = START_ANSWER_SECONDS,
         retry_seconds: float = RETRY_SECONDS,
         step: Callable[[Step, str], None] = lambda step, execution_id: None,
     ) -> None:
         self._context = HostContext(
-            store, logs, host.name, default_timeout, step, host, inputs, secrets, start_answer_seconds, retry_seconds
+            *(store, logs, host.name, default_timeout, step, host, inputs, secrets, max_output_bytes),
+            start_answer_seconds,
+            retry_seconds,
         )
 
     def run(self, assignment: Assignment, mailbox: Mailbox) -> None:
@@ -98,6 +101,7 @@ class BackendRunner:
         """Finish an execution whose engine refuses what no engine should: endless tries would leave it unfinished."""
         detail = f"the engine fails: {refusal}"
         lifecycle.log.error("the engine failed", error=str(refusal))
+        lifecycle.gives_up_outputs = True
         if lifecycle.attempt.fenced:
             lifecycle.finish_as(lost(Reason.CONTAINER_GONE, detail), ContainerEnd(None, witnessed=False))
         else:

@@ -28,9 +28,10 @@ from fastlane_grpc.execution.final_state import (
     record_deleted,
 )
 from fastlane_grpc.execution.host import Host
+from fastlane_grpc.execution.outputs import collect
 from fastlane_grpc.execution.stopping import KILL, Stopping, signal_number
 from fastlane_grpc.inputs import InputFiles
-from fastlane_grpc.model import Assignment, State, Stop, StopCause, Waiting, WaitReason, utc_now
+from fastlane_grpc.model import Assignment, Outputs, State, Stop, StopCause, Waiting, WaitReason, utc_now
 from fastlane_grpc.record import Trailer
 from fastlane_grpc.runner import Command, Event, LeaveCommand, Mailbox, StopCommand
 from fastlane_grpc.secrets import NamedSecrets
@@ -71,6 +72,7 @@ class HostContext(RunnerContext):
     host: Host
     inputs: InputFiles
     secrets: NamedSecrets
+    max_output_bytes: int
     start_answer_seconds: float
     retry_seconds: float
 
@@ -115,6 +117,8 @@ class Lifecycle(Closing):
         self._look_at = float("inf")
         self._release_at, self._release_pause = 0.0, RELEASE_SECONDS
         self._backend_lost_container = False
+        # Set for the end of an execution whose engine fails, so that it is not asked any more.
+        self.gives_up_outputs = False
 
     @property
     def container(self) -> Handle:
@@ -174,6 +178,21 @@ class Lifecycle(Closing):
             self.backend.remove(handle, force=True)
         except (BackendDown, BackendRefuses) as error:
             self.log.warning("container not removed", container_id=handle.container_id, error=str(error))
+
+    def collect_outputs(self) -> Outputs | None:
+        """Collect the outputs of the job from the container, if that was started. Raises BackendDown."""
+        handle, paths = self._attempt.handle, self.spec.outputs
+        if not paths or handle is None or not self._attempt.fenced or self.gives_up_outputs:
+            return None
+        file = self.context.logs.outputs_path(self.execution.id)
+        outputs = collect(self.backend, handle, paths, file, self.context.max_output_bytes)
+        for path in outputs.missing:
+            self.log_line(f"the container has no {path}, which was to be kept")
+        if outputs.fault:
+            self.log_line(f"no outputs are kept: {outputs.detail}")
+        elif outputs.entries:
+            self.log_line(f"kept {outputs.entries} files and directories, {outputs.size_bytes} bytes")
+        return outputs
 
     # -- progress
 
