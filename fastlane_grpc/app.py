@@ -36,6 +36,7 @@ from fastlane_grpc.model import Execution, utc_now
 from fastlane_grpc.notifications import LogEnd, MailSender, Notifier, SigningKeys, SmtpServer, WebhookSender
 from fastlane_grpc.retention import Retention, RetentionLimits
 from fastlane_grpc.rpc.server import RpcServer
+from fastlane_grpc.secrets import NamedSecrets
 from fastlane_grpc.slots import HostSlots
 from fastlane_grpc.store import Quota, Rules, Store, StoreHealth
 from fastlane_grpc.supervisor import Supervisor
@@ -309,6 +310,7 @@ class Server:
                 default_timeout=settings.default_timeout,
                 step=self.step,
                 inputs=self.input_files,
+                secrets=NamedSecrets(settings.secrets),
                 max_output_bytes=settings.max_output_bytes,
             )
             for host in self.hosts

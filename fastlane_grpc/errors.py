@@ -114,6 +114,13 @@ class RegistryCredentialNotFound(Refusal):
         super().__init__(f"there is no registry credential {name!r} for this task", registry_credential=name)
 
 
+class SecretNotFound(Refusal):
+    """No secret of that name is configured, or the task may not use it: the two cannot be told apart."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"there is no secret {name!r} for this task", secret=name)
+
+
 class JobNotFinal(Refusal):
     """The job has not ended."""
 

@@ -73,6 +73,7 @@ class Reason(IntEnum):
     START_UNKNOWN = 12
     REGISTRY_UNAVAILABLE = 13
     INPUT_UNAVAILABLE = 14
+    SECRET_UNAVAILABLE = 16
 
 
 class WaitReason(IntEnum):
@@ -416,6 +417,7 @@ class JobSpec:
     inputs: Sequence[Input] = ()
     outputs: Sequence[str] = ()
     registry_credential: str = ""
+    secret_envs: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def starts_at_once(self) -> bool:

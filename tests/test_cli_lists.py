@@ -241,6 +241,7 @@ def test_one_job_and_one_execution_are_told_in_full(server: ScriptedServer) -> N
             dns=pb.Dns(servers=["192.0.2.53"], options=["ndots:2"]),
             cap_drop=["ALL"],
             registry_credential="ci",
+            secret_envs={"B": "b", "A": "vault/a"},
         )
     )
     job.spec.stop_grace.FromTimedelta(timedelta(0))
@@ -266,7 +267,7 @@ def test_one_job_and_one_execution_are_told_in_full(server: ScriptedServer) -> N
     assert (told["user"], told["directory"], told["network"], told["pull"]) == ("1:2", "/w", "none", "always")
     assert (told["tmpfs"], told["ulimits"], told["dropped"]) == ("/tmp of 64 MiB, /run", "core=0 nofile=9:-1", "ALL")
     assert told["volumes"] == "cache at /c, data at /d, read-only"
-    assert told["credential"] == "ci"
+    assert (told["credential"], told["secrets"]) == ("ci", "A=vault/a B=b")
     assert (told["hosts"], told["dns"]) == ("db:192.0.2.7", "192.0.2.53 ndots:2")
     assert "(3m ago)" in shown
     assert "timeout" not in shown, "what is empty is left out"

@@ -103,6 +103,7 @@ def test_enqueue_sends_every_field_and_answers_the_job(server: ScriptedServer, c
         dns=fastlane_client.Dns(["192.0.2.53"], ["example.com"], ["ndots:2"]),
         cap_drop=["NET_RAW"],
         registry_credential="ci",
+        secret_envs={"A": "a"},
         notifications=[fastlane_client.Mail("ops@example.org", states=[pb.STATE_FAILED])],
         request_id="r1",
         validate_only=True,
@@ -139,7 +140,7 @@ def test_enqueue_sends_every_field_and_answers_the_job(server: ScriptedServer, c
     assert list(spec.volumes) == [pb.Volume(name="cache", path="/cache", read_only=True)]
     assert list(spec.ulimits) == [pb.Ulimit(name="core", soft=0), pb.Ulimit(name="nofile", soft=10, hard=-1)]
     assert (dict(spec.extra_hosts), list(spec.cap_drop)) == ({"db": "192.0.2.7"}, ["NET_RAW"])
-    assert spec.registry_credential == "ci"
+    assert (spec.registry_credential, dict(spec.secret_envs)) == ("ci", {"A": "a"})
     assert spec.dns == pb.Dns(servers=["192.0.2.53"], search_domains=["example.com"], options=["ndots:2"])
     assert (spec.network, spec.read_only_root, spec.stop_signal, spec.priority) == ("none", True, "SIGINT", -3)
     assert dict(spec.labels) == {"team": "x"}

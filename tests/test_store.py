@@ -366,6 +366,7 @@ specs = st.builds(
     dns=st.none() | st.builds(Dns, *[st.lists(texts, max_size=2).map(tuple)] * 3),
     cap_drop=st.lists(texts, max_size=3).map(tuple),
     registry_credential=texts,
+    secret_envs=st.dictionaries(texts, texts, max_size=2),
     read_only_root=st.booleans(),
     stop_grace=st.none() | st.timedeltas(timedelta(), timedelta(days=9)),
     priority=st.integers(-100, 100),

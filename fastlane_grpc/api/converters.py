@@ -292,6 +292,7 @@ def _read_spec(spec: pb.JobSpec, violations: list[Violation]) -> JobSpec:
         outputs=tuple(spec.outputs),
         inputs=container_converters.read_inputs(spec.inputs) if spec.inputs else (),
         registry_credential=spec.registry_credential,
+        secret_envs=_read_map(spec.secret_envs),
     )
 
 
@@ -393,6 +394,8 @@ def _write_spec(message: pb.JobSpec, value: JobSpec) -> None:
     message.pull_policy = pb.JobSpec.PullPolicy.ValueType(value.pull_policy)
     message.network = value.network
     message.registry_credential = value.registry_credential
+    if value.secret_envs:
+        message.secret_envs.update(value.secret_envs)
     message.read_only_root = value.read_only_root
     message.stop_signal = value.stop_signal
     if value.stop_grace is not None:

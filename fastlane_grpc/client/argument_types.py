@@ -22,7 +22,7 @@ _WORDS = {
     "cap_drop": 'for one capability use cap_drop=["NAME"]',
     "job_ids": 'for one job use job_ids=["ID"]',
 }
-_MAPPINGS = {"envs", "labels", "extra_hosts"}
+_MAPPINGS = {"envs", "labels", "extra_hosts", "secret_envs"}
 _ENUMS = {"states": "[STATE_FAILED]", "sources": "[STDOUT]"}
 _DURATIONS = {
     *("timeout", "stop_grace", "start_in", "grace", "heartbeat", "give_up_after", "retry_for"),

@@ -154,6 +154,7 @@ BY_REASON: Mapping[str, type[Error]] = {
     "HOST_NOT_FOUND": NotFound,
     "DELIVERY_NOT_FOUND": NotFound,
     "REGISTRY_CREDENTIAL_NOT_FOUND": NotFound,
+    "SECRET_NOT_FOUND": NotFound,
     "REQUEST_ID_REUSED": RequestIdReused,
     "JOB_NOT_FINAL": JobNotFinal,
     "JOB_EXPIRED": JobExpired,

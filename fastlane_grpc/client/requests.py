@@ -107,6 +107,8 @@ class JobOptions(TypedDict, total=False):
     """Name resolution in place of the engine's."""
     cap_drop: Sequence[str]
     """Capabilities to take from the container, as "NET_RAW" or "ALL"."""
+    secret_envs: Mapping[str, str]
+    """Environment variables with secrets of the operator: the name of each variable's secret."""
     registry_credential: str
     """Name of the operator's credential with which the image is pulled."""
     request_id: str | None
@@ -333,6 +335,7 @@ def enqueue(
     dns: Dns | None = None,
     cap_drop: Sequence[str] = (),
     registry_credential: str = "",
+    secret_envs: Mapping[str, str] = _NONE,
     request_id: str | None = None,
     validate_only: bool = False,
 ) -> fastlane_pb2.EnqueueJobRequest:
@@ -370,6 +373,7 @@ def enqueue(
         dns=dns_message(dns),
         cap_drop=cap_drop,
         registry_credential=registry_credential,
+        secret_envs=secret_envs,
     )
     limits = fastlane_pb2.Limits(
         memory_bytes=memory_bytes,

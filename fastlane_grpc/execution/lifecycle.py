@@ -7,6 +7,7 @@ what is on disk.
 from collections import deque
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from signal import SIGKILL
 
 from fastlane_grpc.backend import BackendDown, BackendRefuses, Container, Handle, NotRunning
@@ -33,6 +34,7 @@ from fastlane_grpc.inputs import InputFiles
 from fastlane_grpc.model import Assignment, Outputs, State, Stop, StopCause, Waiting, WaitReason, utc_now
 from fastlane_grpc.record import Trailer
 from fastlane_grpc.runner import Command, Event, LeaveCommand, Mailbox, StopCommand
+from fastlane_grpc.secrets import NamedSecrets
 
 # Pause before the container is inspected for an end that the engine should have reported by now.
 LOOK_SECONDS = 10.0
@@ -69,6 +71,7 @@ class HostContext(RunnerContext):
 
     host: Host
     inputs: InputFiles
+    secrets: NamedSecrets
     max_output_bytes: int
     start_answer_seconds: float
     retry_seconds: float
@@ -126,9 +129,12 @@ class Lifecycle(Closing):
     # -- the attempt
 
     def use_new_capture(self) -> None:
-        """Choose the capture of an execution that is new or launched anew."""
+        """Choose the capture of an execution that is new or launched anew. Raises CannotRun."""
         captures = self.context.host.captures
-        self._attempt = self._attempt.with_capture(captures.for_new(self.directory, self.execution.id, self.log_line))
+        capture = captures.for_new(self.directory, self.execution.id, self.log_line)
+        if self.spec.secret_envs:
+            capture.use_secrets(partial(self.context.secrets.read, self.spec.secret_envs, self.execution.task_id))
+        self._attempt = self._attempt.with_capture(capture)
 
     def use_container(self, handle: Handle | None) -> None:
         """Make a container this execution's, so that it is removed when the execution ends."""

@@ -273,7 +273,7 @@ _COLLECTIONS: Sequence[tuple[str, Callable[[JobSpec], Any], type]] = tuple(
     (name, attrgetter(name), kind)
     for name, kind in (
         *(("args", list), ("envs", dict), ("entrypoint", list), ("labels", dict)),
-        *(("extra_hosts", dict), ("cap_drop", list), ("outputs", list)),
+        *(("extra_hosts", dict), ("cap_drop", list), ("outputs", list), ("secret_envs", dict)),
     )
 )
 
@@ -316,6 +316,7 @@ def spec_from(data: bytes | str) -> JobSpec:
         outputs=tuple(kept.get("outputs", ())),
         inputs=tuple(Input(**{"path": "", "sha256": "", "size_bytes": 0, **each}) for each in kept.get("inputs", ())),
         registry_credential=kept.get("registry_credential", ""),
+        secret_envs=kept.get("secret_envs", {}),
     )
 
 

@@ -176,6 +176,8 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     """The registry did not respond, or failed, in several attempts."""
     REASON_INPUT_UNAVAILABLE: _Reason.ValueType  # 14
     """The content of an input is missing from the data directory, or cannot be read."""
+    REASON_SECRET_UNAVAILABLE: _Reason.ValueType  # 16
+    """A secret of the job could not be read or used, or the host has no recorder, which masks secrets in the log."""
 
 class Reason(_Reason, metaclass=_ReasonEnumTypeWrapper):
     """How a container ended, or why it was not started. Refines the state and never contradicts it."""
@@ -212,6 +214,8 @@ REASON_REGISTRY_UNAVAILABLE: Reason.ValueType  # 13
 """The registry did not respond, or failed, in several attempts."""
 REASON_INPUT_UNAVAILABLE: Reason.ValueType  # 14
 """The content of an input is missing from the data directory, or cannot be read."""
+REASON_SECRET_UNAVAILABLE: Reason.ValueType  # 16
+"""A secret of the job could not be read or used, or the host has no recorder, which masks secrets in the log."""
 Global___Reason: _TypeAlias = Reason  # noqa: Y015
 
 class _WaitReason:
@@ -388,6 +392,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """RESOURCE_EXHAUSTED, with RetryInfo: too many wrong tokens from the caller's address."""
     ERROR_REASON_REGISTRY_CREDENTIAL_NOT_FOUND: _ErrorReason.ValueType  # 35
     """NOT_FOUND: the operator has no such credential, or the task may not use it (metadata: registry_credential)."""
+    ERROR_REASON_SECRET_NOT_FOUND: _ErrorReason.ValueType  # 36
+    """NOT_FOUND: the operator has no such secret, or the task may not use it (metadata: secret)."""
     ERROR_REASON_OUTPUTS_NOT_FOUND: _ErrorReason.ValueType  # 38
     """NOT_FOUND: the execution has no outputs: it has not ended, kept none, or they were pruned (metadata: execution_id)."""
 
@@ -460,6 +466,8 @@ ERROR_REASON_TOO_MANY_ATTEMPTS: ErrorReason.ValueType  # 30
 """RESOURCE_EXHAUSTED, with RetryInfo: too many wrong tokens from the caller's address."""
 ERROR_REASON_REGISTRY_CREDENTIAL_NOT_FOUND: ErrorReason.ValueType  # 35
 """NOT_FOUND: the operator has no such credential, or the task may not use it (metadata: registry_credential)."""
+ERROR_REASON_SECRET_NOT_FOUND: ErrorReason.ValueType  # 36
+"""NOT_FOUND: the operator has no such secret, or the task may not use it (metadata: secret)."""
 ERROR_REASON_OUTPUTS_NOT_FOUND: ErrorReason.ValueType  # 38
 """NOT_FOUND: the execution has no outputs: it has not ended, kept none, or they were pruned (metadata: execution_id)."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015
@@ -588,6 +596,26 @@ class JobSpec(_message.Message):
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
+    @_typing.final
+    class SecretEnvsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     IMAGE_FIELD_NUMBER: _builtins.int
     COMMAND_FIELD_NUMBER: _builtins.int
     ARGS_FIELD_NUMBER: _builtins.int
@@ -623,6 +651,7 @@ class JobSpec(_message.Message):
     INPUTS_FIELD_NUMBER: _builtins.int
     OUTPUTS_FIELD_NUMBER: _builtins.int
     REGISTRY_CREDENTIAL_FIELD_NUMBER: _builtins.int
+    SECRET_ENVS_FIELD_NUMBER: _builtins.int
     image: _builtins.str
     """Required. The image, as for `docker run`: name, tag, digest, registry with port. Stored and returned exactly as
     given.
@@ -782,6 +811,13 @@ class JobSpec(_message.Message):
         of an Input. See `Execution.outputs` and ReadOutputs.
         """
 
+    @_builtins.property
+    def secret_envs(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Environment variables with secrets of the operator: variable to name of the secret, as "db-password", or
+        "vault/db-password" for a file of a directory; at most 64. The value is read for each container, is given to the
+        command alone, and is masked in the log as `***`. NOT_FOUND: there is no such secret, or the task may not use it.
+        """
+
     def __init__(
         self,
         *,
@@ -820,10 +856,11 @@ class JobSpec(_message.Message):
         inputs: _abc.Iterable[Global___Input] | None = ...,
         outputs: _abc.Iterable[_builtins.str] | None = ...,
         registry_credential: _builtins.str = ...,
+        secret_envs: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["cron", b"cron", "dns", b"dns", "expire_time", b"expire_time", "limits", b"limits", "metadata", b"metadata", "retry", b"retry", "start_at", b"start_at", "start_in", b"start_in", "stop_grace", b"stop_grace", "stop_when_unwatched", b"stop_when_unwatched", "timeout", b"timeout", "unique", b"unique"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["args", b"args", "cap_drop", b"cap_drop", "command", b"command", "cron", b"cron", "dns", b"dns", "entrypoint", b"entrypoint", "envs", b"envs", "expire_time", b"expire_time", "extra_hosts", b"extra_hosts", "history", b"history", "image", b"image", "inputs", b"inputs", "labels", b"labels", "limits", b"limits", "metadata", b"metadata", "network", b"network", "notifications", b"notifications", "outputs", b"outputs", "priority", b"priority", "pull_policy", b"pull_policy", "read_only_root", b"read_only_root", "registry_credential", b"registry_credential", "retry", b"retry", "start_at", b"start_at", "start_in", b"start_in", "stop_grace", b"stop_grace", "stop_signal", b"stop_signal", "stop_when_unwatched", b"stop_when_unwatched", "timeout", b"timeout", "tmpfs", b"tmpfs", "ulimits", b"ulimits", "unique", b"unique", "user", b"user", "volumes", b"volumes", "working_dir", b"working_dir"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["args", b"args", "cap_drop", b"cap_drop", "command", b"command", "cron", b"cron", "dns", b"dns", "entrypoint", b"entrypoint", "envs", b"envs", "expire_time", b"expire_time", "extra_hosts", b"extra_hosts", "history", b"history", "image", b"image", "inputs", b"inputs", "labels", b"labels", "limits", b"limits", "metadata", b"metadata", "network", b"network", "notifications", b"notifications", "outputs", b"outputs", "priority", b"priority", "pull_policy", b"pull_policy", "read_only_root", b"read_only_root", "registry_credential", b"registry_credential", "retry", b"retry", "secret_envs", b"secret_envs", "start_at", b"start_at", "start_in", b"start_in", "stop_grace", b"stop_grace", "stop_signal", b"stop_signal", "stop_when_unwatched", b"stop_when_unwatched", "timeout", b"timeout", "tmpfs", b"tmpfs", "ulimits", b"ulimits", "unique", b"unique", "user", b"user", "volumes", b"volumes", "working_dir", b"working_dir"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -314,6 +314,7 @@ def _job_facts(job: pb.Job, now: datetime) -> Iterator[tuple[str, str]]:
     yield "entrypoint", shlex.join(spec.entrypoint)
     yield "command", " ".join(filter(None, [spec.command, shlex.join(spec.args)]))
     yield "envs", " ".join(f"{name}={shlex.quote(value)}" for name, value in sorted(spec.envs.items()))
+    yield "secrets", " ".join(f"{name}={secret}" for name, secret in sorted(spec.secret_envs.items()))
     yield "labels", " ".join(f"{name}={shlex.quote(value)}" for name, value in sorted(spec.labels.items()))
     yield "timeout", span(spec.timeout.ToTimedelta()) if spec.HasField("timeout") else ""
     yield "limits", ", ".join(_limits(spec.limits))
