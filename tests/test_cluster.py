@@ -87,7 +87,7 @@ def test_an_api_server_that_is_killed_comes_back_with_its_pods(own_cluster: "Clu
 
 def test_a_node_that_is_cut_off_is_not_reached_until_it_is_back(own_cluster: "Cluster") -> None:
     node = own_cluster.nodes["n2"]
-    assert kubelet_answers(node.address)
+    wait_until(lambda: kubelet_answers(node.address), "the kubelet answers")
     node.cut_off()
     assert not kubelet_answers(node.address)
     node.reconnect()

@@ -161,6 +161,15 @@ def test_a_stream_that_is_cut_ends_the_thread_that_reads_it(server: Server) -> N
     assert not reader.is_alive()
 
 
+def test_a_watch_that_is_silent_from_its_request_on_is_no_broken_one(server: Server) -> None:
+    server.list()
+    stream = PodEvents(server.api, "i")
+    stream.set_timeout(0.1)
+    with pytest.raises(TimeoutError):
+        next(stream.events())
+    server.watch()
+
+
 def test_a_server_that_fails_is_down_and_one_that_forbids_refuses(server: Server) -> None:
     server.answers.put(503)
     with pytest.raises(BackendDown):

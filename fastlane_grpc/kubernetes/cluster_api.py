@@ -97,7 +97,10 @@ class ClusterApi:
         return list(answer["items"]), str(answer["metadata"]["resourceVersion"])
 
     def watch(self, labels: str, version: str, *, silence_seconds: float | None) -> "Watch":
-        """Return the changes of the pods with these labels, after this version of their list."""
+        """Return the changes of the pods with these labels, after this version of their list.
+
+        Raises TimeoutError if the server takes the request, and is silent.
+        """
         query = [
             ("labelSelector", labels),
             ("watch", "true"),
@@ -105,7 +108,12 @@ class ClusterApi:
             ("allowWatchBookmarks", "true"),
             ("timeoutSeconds", str(WATCH_SECONDS)),
         ]
-        return Watch(self._opened("GET", self._pods, query=query, read_seconds=silence_seconds))
+        try:
+            return Watch(self._opened("GET", self._pods, query=query, read_seconds=silence_seconds))
+        except BackendDown as error:
+            if isinstance(error.__cause__, ReadTimeoutError):
+                raise TimeoutError("the watch is silent") from error
+            raise
 
     # -- the server itself
 
