@@ -100,10 +100,10 @@ def test_every_option_arrives(server: ScriptedServer) -> None:
     options = "--timeout 2m30s --pull never --memory 512m --cpus 0.5 --pids 9 --network none -u 1:2 -w /app"
     extra = "--entrypoint /tini -l team=x"
     extra += " --memory-reservation 256m --cpuset-cpus 0-1 --shm-size 1g --cap-drop ALL --dns 192.0.2.53"
-    extra += " --registry-credential ci"
+    extra += " --registry-credential ci --secret-env A=vault/a"
     extra += " --tmpfs /tmp --tmpfs /run:rw,noexec,size=64m,mode=700 --tmpfs /x:exec --ulimit nofile=9:-1"
     extra += " --ulimit core=0 --add-host db:192.0.2.7 --add-host six:2001:db8::7"
-    extra += " --volume cache:/cache --volume data:/data:ro"
+    extra += " --volume cache:/cache --volume data:/data:ro --keep /none:there --keep /dist/"
     extra += " --dns-search example.com --dns-option ndots:2"
     more = "--priority 7 --read-only --stop-signal SIGINT --stop-grace 0s --request-id r1 -e FROM_HERE -e EMPTY="
     ran = fastlane(
@@ -131,6 +131,8 @@ def test_every_option_arrives(server: ScriptedServer) -> None:
     assert dict(spec.extra_hosts) == {"db": "192.0.2.7", "six": "2001:db8::7"}
     assert spec.dns == pb.Dns(servers=["192.0.2.53"], search_domains=["example.com"], options=["ndots:2"])
     assert (list(spec.cap_drop), spec.registry_credential) == (["ALL"], "ci")
+    assert dict(spec.secret_envs) == {"A": "vault/a"}
+    assert list(spec.outputs) == ["/none", "/dist"]
     assert list(spec.volumes) == [
         pb.Volume(name="cache", path="/cache"),
         pb.Volume(name="data", path="/data", read_only=True),
