@@ -8,6 +8,7 @@ import tarfile
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
+from uuid import uuid4
 
 import docker
 import pytest
@@ -17,6 +18,7 @@ from fastlane_grpc.client import (
     AsyncClient,
     CannotUnpack,
     Client,
+    Input,
     InvalidRequest,
     NotFound,
     OutputsDamaged,
@@ -28,7 +30,7 @@ from fastlane_grpc.model import utc_now
 from fastlane_grpc.v1 import fastlane_pb2 as pb
 from tests.commands import fastlane
 from tests.http_client import ask
-from tests.reading import run
+from tests.reading import outcome, run
 from tests.serving import Server, serving, serving_on
 
 BIG = 3 << 20
@@ -129,8 +131,12 @@ def test_an_archive_with_another_checksum_is_reported() -> None:
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory, sdk: docker.DockerClient) -> Iterator[Server]:
-    data_dir = tmp_path_factory.mktemp("outputs") / "data"
+def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("outputs") / "data"
+
+
+@pytest.fixture(scope="module")
+def server(data_dir: Path, sdk: docker.DockerClient) -> Iterator[Server]:
     with serving_on(sdk, data_dir, http_listen="127.0.0.1:0", max_output_bytes=str(LIMIT)) as server:
         yield server
 
@@ -273,3 +279,28 @@ def test_outputs_are_collected_after_a_crash_kept_in_backups_and_pruned_with_the
     assert [fault.detail for fault in verify(restored).faults] == [
         f"{kept} is damaged: it has another checksum than it had"
     ]
+
+
+@pytest.mark.engine
+def test_an_image_with_links_to_the_recorder_harms_its_own_job_alone(
+    data_dir: Path, client: Client, sdk: docker.DockerClient, image: str
+) -> None:
+    made = sdk.containers.run(image, ["sh", "-c", "ln -s /.fastlane/box /box; ln -s /.fastlane /all"], detach=True)
+    made.wait()
+    hostile = made.commit("fastlane-test", uuid4().hex)
+    made.remove()
+    try:
+        # Into the directory that the recorder was given, and over the record itself: the engine follows the links.
+        log = run(
+            client, hostile.tags[0], "echo", "ran", inputs=[Input("/box/file", b"x", mode=0o4755)], outputs=["/box"]
+        )
+        assert (log.stdout, log.end().exit_status) == (b"ran\n", 0)
+        over = run(client, hostile.tags[0], "true", inputs=[Input("/box/log", b"x")])
+        assert outcome(over).reason == pb.REASON_REFUSED_BY_ENGINE
+        after = run(client, image, "echo", "well", inputs=[Input("/file", b"x")], outputs=["/file"])
+        assert (after.stdout, client.execution(after.execution_id).outputs.entries) == (b"well\n", 1)
+    finally:
+        sdk.images.remove(hostile.id, force=True)
+    for execution in (log, over, after):
+        [directory] = (data_dir / "logs").glob(f"*/{execution.execution_id}")
+        assert {path.name for path in directory.iterdir()} <= {"log", "system", "outputs"}

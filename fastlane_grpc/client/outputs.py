@@ -10,6 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
+from fastlane_grpc.client.inputs import stays_within
 from fastlane_grpc.v1 import fastlane_pb2 as pb
 
 if TYPE_CHECKING:
@@ -87,7 +88,7 @@ def unpack_outputs(archive: BinaryIO, directory: Path, path: str = "") -> Sequen
                     _link(directory, name, target)
                     files.append(directory / name)
                 elif entry.issym():
-                    if not _stays_within(name, entry.linkname):
+                    if not stays_within(name, entry.linkname):
                         raise CannotUnpack(
                             f"{entry.name!r} is a symbolic link to {entry.linkname!r}, which leads out of {directory}"
                         )
@@ -111,12 +112,6 @@ def _name_below(name: str, wanted: str) -> str | None:
     if name == wanted:
         return ""
     return name[len(wanted) + 1 :] if name.startswith(f"{wanted}/") else None
-
-
-def _stays_within(name: str, target: str) -> bool:
-    if not target or target.startswith("/") or "\0" in target:
-        return False
-    return not posixpath.normpath(posixpath.join(posixpath.dirname(name), target)).startswith("..")
 
 
 @contextmanager

@@ -5,8 +5,10 @@ scheduling gate, and `start` removes the gate: until then no node has the pod, a
 """
 
 from collections.abc import Callable, Iterable, Sequence
+from typing import BinaryIO
 
 from fastlane_grpc.backend import (
+    BackendRefuses,
     CannotRun,
     Container,
     ContainerGone,
@@ -77,6 +79,13 @@ class KubernetesBackend:
 
     def unpack(self, handle: Handle, archive: Iterable[bytes]) -> None:
         raise CannotRun(Reason.REFUSED_BY_ENGINE, "a pod that has no node has no files yet: it takes no inputs")
+
+    def mount_name(self, handle: Handle, target: str) -> str:
+        return ""
+
+    def archive(self, handle: Handle, path: str) -> BinaryIO | None:
+        detail = "the files of a pod are gone when it has ended: it keeps no outputs"
+        raise BackendRefuses(Diagnosis(detail, detail, detail, RefusalKind.FINAL))
 
     def before_start(self, handle: Handle) -> Handle:
         return handle
