@@ -18,10 +18,12 @@ from pathlib import Path
 from tests.cluster import cgroups, images
 from tests.cluster.control_plane import ControlPlane, is_ready
 from tests.cluster.node import PAUSE_IMAGE, NodeProcess
-from tests.cluster.processes import Failed, wait_until
+from tests.cluster.processes import Failed, tail, wait_until
 from tests.cluster.running import Cluster, write
 
 NODES = ("n1", "n2")
+# Of each log, after a command that failed.
+LOG_LINES = 15
 
 
 def main(programs: Path, directory: Path, image: str, command: Sequence[str]) -> int:
@@ -34,7 +36,12 @@ def main(programs: Path, directory: Path, image: str, command: Sequence[str]) ->
         except Failed as failure:
             say(f"the cluster does not come up: {failure}")
             return 1
-        return run(command, variables) if command else hold(variables)
+        if not command:
+            return hold(variables)
+        code = run(command, variables)
+        if code:
+            say_logs(directory)
+        return code
     return 0
 
 
@@ -84,6 +91,13 @@ def hold(variables: dict[str, str]) -> int:
     with suppress(KeyboardInterrupt):
         signal.pause()
     return 0
+
+
+def say_logs(directory: Path) -> None:
+    """Say the last lines of each log, as the logs are gone with the cluster."""
+    for log in sorted(directory.glob("*/*.log")):
+        if lines := tail(log, LOG_LINES):
+            say(f"the end of {log.relative_to(directory)}:\n{lines}")
 
 
 def say(words: str) -> None:
