@@ -154,7 +154,7 @@ function credentialsOf({ tlsCa = "", tlsCert = "", tlsKey = "" }: ClientOptions)
   if (!tlsCa && !tlsCert && !tlsKey) {
     return credentials.createInsecure();
   }
-  return usable("TLS", () => {
+  return usable(`TLS with tlsCert "${tlsCert}", tlsKey "${tlsKey}"`, () => {
     const authorities = tlsCa && tlsCa !== "system" ? readFileSync(tlsCa) : null;
     return credentials.createSsl(authorities, ...(tlsCert || tlsKey ? [readFileSync(tlsKey), readFileSync(tlsCert)] : []));
   });
