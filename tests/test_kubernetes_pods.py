@@ -70,6 +70,8 @@ REFUSED: dict[str, Any] = {
     "ulimits": [Ulimit("nofile", 1)],
     "volumes": [Volume("v", "/v")],
     "inputs": [Input("/f", "0" * 64, 1)],
+    "outputs": ["/out"],
+    "secret_envs": {"A": "secret"},
     "registry_credential": "c",
     "stop_signal": "SIGINT",
 }

@@ -92,6 +92,8 @@ def _refuse(spec: JobSpec) -> None:
         "a network": spec.network,
         "volumes": spec.volumes,
         "inputs": spec.inputs,
+        "outputs": spec.outputs,
+        "secret_envs": spec.secret_envs,
         "a registry_credential: use image pull secrets of the host": spec.registry_credential,
         "a stop_signal other than SIGTERM": spec.stop_signal not in {"", "SIGTERM", "TERM", "15"},
         "the mode of a tmpfs": any(tmpfs.mode for tmpfs in spec.tmpfs),
