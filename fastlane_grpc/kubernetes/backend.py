@@ -6,7 +6,6 @@ scheduling gate, and `start` removes the gate: until then no node has the pod, a
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import BinaryIO
-from typing import BinaryIO
 
 from fastlane_grpc.backend import (
     BackendRefuses,
@@ -87,12 +86,6 @@ class KubernetesBackend:
     def archive(self, handle: Handle, path: str) -> BinaryIO | None:
         detail = "the files of a pod are gone when it has ended: it keeps no outputs"
         raise BackendRefuses(Diagnosis(detail, detail, detail, RefusalKind.FINAL))
-
-    def mount_name(self, handle: Handle, target: str) -> str:
-        return ""
-
-    def archive(self, handle: Handle, path: str) -> BinaryIO | None:
-        return None
 
     def before_start(self, handle: Handle) -> Handle:
         return handle
