@@ -1,5 +1,5 @@
 # The commands of a developer. Each is a script in .ci/.
-.PHONY: help demo test check proto conformance picture bench chaos
+.PHONY: help demo test cluster check proto conformance picture bench chaos
 MAKEFLAGS += --no-print-directory
 
 help: ## list these commands
@@ -10,6 +10,9 @@ demo: ## run one job on a server of its own and show its output live
 
 test: ## run all tests, on a real engine; installs what is missing (ARGS='-k tail' goes to pytest)
 	@.ci/test $(ARGS)
+
+cluster: ## bring up a Kubernetes cluster of two nodes, until Ctrl-C (ARGS='pytest -m cluster' runs that beside it)
+	@.ci/cluster $(ARGS)
 
 check: ## check the contract, generated code, style, types and imports
 	@.ci/check
@@ -29,5 +32,5 @@ tail: ## build fastlane-tail for each system into dist/cli
 bench: ## measure fastlane and the plain engine side by side
 	@.ci/environment && { .ci/peers; .ci/tools chromium || true; } && .ci/stage bench python -m bench
 
-chaos: ## kill servers and engines at random and check that nothing is lost (ROUNDS=20)
-	@.ci/stage chaos .ci/chaos $(ROUNDS)
+chaos: ## kill servers and engines at random and check that nothing is lost (ROUNDS=20; ROW=… of docs/reliability.md)
+	@.ci/stage chaos .ci/chaos $(or $(ROUNDS),20) $(ROW)

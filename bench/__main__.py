@@ -12,6 +12,7 @@ from bench import (
     http_enqueue,
     latency,
     lookups,
+    masking,
     million,
     page,
     readers,
@@ -49,6 +50,7 @@ def main() -> None:
         lambda: watchers.rows(stage, rounds),
         lambda: page.rows(stage, rounds),
         lambda: throughput.rows(stage, image, engine, rounds),
+        lambda: masking.rows(stage, image, engine, rounds),
     ):
         for row in rows():
             print(row, flush=True)

@@ -48,13 +48,14 @@ def rows(stage: Path, image: str, engine: str, rounds: int) -> Iterator[Ratio]:
                 f"{megabytes} MB of {name}, against docker run | cat, {driver}",
                 "MB/s",
                 goal,
-                partial(_megabytes_per_second, ours, megabytes),
-                partial(_megabytes_per_second, theirs, megabytes),
+                partial(megabytes_per_second, ours, megabytes),
+                partial(megabytes_per_second, theirs, megabytes),
                 rounds=rounds,
             )
 
 
-def _megabytes_per_second(command: list[str], megabytes: int) -> float:
+def megabytes_per_second(command: list[str], megabytes: int) -> float:
+    """Return the rate of a whole command that prints so much."""
     begin = time.perf_counter()
     with (
         subprocess.Popen(command, stdout=subprocess.PIPE, env=os.environ) as producer,

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, Self
 import structlog
 import uvloop
 
-from fastlane_grpc.api import Inputs, Receivers, Service, payload
+from fastlane_grpc.api import Inputs, OutputReader, Receivers, Service, payload
 from fastlane_grpc.backoff import Backoff
 from fastlane_grpc.call_log import CallLog
 from fastlane_grpc.config import HostSettings, Settings
@@ -36,6 +36,7 @@ from fastlane_grpc.model import Execution, utc_now
 from fastlane_grpc.notifications import LogEnd, MailSender, Notifier, SigningKeys, SmtpServer, WebhookSender
 from fastlane_grpc.retention import Retention, RetentionLimits
 from fastlane_grpc.rpc.server import RpcServer
+from fastlane_grpc.secrets import NamedSecrets
 from fastlane_grpc.slots import HostSlots
 from fastlane_grpc.store import Quota, Rules, Store, StoreHealth
 from fastlane_grpc.supervisor import Supervisor
@@ -309,6 +310,8 @@ class Server:
                 default_timeout=settings.default_timeout,
                 step=self.step,
                 inputs=self.input_files,
+                secrets=NamedSecrets(settings.secrets),
+                max_output_bytes=settings.max_output_bytes,
             )
             for host in self.hosts
         ]
@@ -388,6 +391,8 @@ class Server:
         """Serve the calls over gRPC."""
         inputs = Inputs(self.input_files, self.settings)
         parts.callback(inputs.close)
+        outputs = OutputReader(self.logs)
+        parts.callback(outputs.close)
         self.service = Service(
             self.store,
             self.tails,
@@ -396,6 +401,7 @@ class Server:
             self.settings,
             self.watches,
             inputs,
+            outputs,
             Receivers(
                 has_mail=bool(self.settings.smtp_host),
                 has_key=self.signing_keys.has,

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import Enum
-from typing import Any, Protocol, TypeAlias
+from typing import Any, BinaryIO, Protocol, TypeAlias
 
 from fastlane_grpc.model import Assignment, Execution, Reason
 
@@ -254,6 +254,15 @@ class Backend(Protocol):
         """Unpack a tar archive at the root of a container that was not started.
 
         Raises ContainerGone, and whatever the iteration of `archive` raises.
+        """
+
+    def mount_name(self, handle: Handle, target: str) -> str:
+        """Return the last name of the host's directory that is mounted at `target`; empty: none is."""
+
+    def archive(self, handle: Handle, path: str) -> BinaryIO | None:
+        """Open a tar archive of a path in a container that has ended; None: the container has no such path.
+
+        Its names begin with the last name of the path. Reading raises BackendDown.
         """
 
     def before_start(self, handle: Handle) -> Handle:

@@ -120,6 +120,12 @@ def read_registry(text: str) -> str:
     return text
 
 
+def read_variable_name(text: str) -> str:
+    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]{0,255}", text):
+        raise ValueError("must be the name of an environment variable")
+    return text
+
+
 def read_command(text: str) -> str:
     if not split_command(text):
         raise ValueError("must be a command")
@@ -319,6 +325,7 @@ _KINDS: Mapping[Callable[[str], object], str] = {
     read_credential_name: "NAME",
     read_registry: "REGISTRY",
     read_command: "COMMAND",
+    read_variable_name: "NAME",
     read_engine_names: "NAMES",
     read_secret_names: "NAMES",
     read_retries: "NUMBER",
@@ -422,6 +429,20 @@ class RegistrySettings:
 
 
 @dataclass(frozen=True, slots=True)
+class SecretSettings:
+    """A secret for jobs, or a directory of them; values are checked. It has one of file, directory, env and command."""
+
+    name: str = setting(_is_missing, read_credential_name, "name of the secret, by which jobs ask for it")
+    tasks: str = setting(_is_missing, read_pattern, _TASKS)
+    file: Path | None = setting(lambda: None, read_path, "file of the secret")
+    directory: Path | None = setting(
+        lambda: None, read_path, "directory of files, of which each is a secret: jobs ask for NAME/FILE"
+    )
+    env: str = setting(lambda: "", read_variable_name, "variable of the server's environment that has the secret")
+    command: str = setting(lambda: "", read_command, "command, without a shell, that prints the secret")
+
+
+@dataclass(frozen=True, slots=True)
 class Settings:
     """The checked settings of a server."""
 
@@ -487,6 +508,9 @@ class Settings:
         lambda: 1 << 30, read_log_bytes, "maximum size of one log; a larger log loses its middle"
     )
     max_input_bytes: int = setting(lambda: 1 << 30, read_bytes, "maximum size of the inputs of one job, in sum")
+    max_output_bytes: int = setting(
+        lambda: 1 << 30, read_bytes, "maximum size of the outputs of one execution; larger ones are not kept"
+    )
     max_running: int = setting(
         lambda: 4 * (os.cpu_count() or 1), read_count, "maximum number of running containers; by default four per core"
     )
@@ -587,6 +611,7 @@ class Settings:
     pools: Sequence[PoolSettings] = ()
     # In their order; none: what `docker login` left.
     registries: Sequence[RegistrySettings] = ()
+    secrets: Sequence[SecretSettings] = ()
 
     @property
     def pools_of_hosts(self) -> Pools:
@@ -675,6 +700,7 @@ def in_force(flags: Mapping[str, object], environ: Mapping[str, str], file: Path
     tables: Any = table.pop("hosts", None)
     pool_tables: Any = table.pop("pools", None)
     registry_tables: Any = table.pop("registries", None)
+    secret_tables: Any = table.pop("secrets", None)
     given = _given(flags, environ, table, file)
     values: dict[str, Any] = {each.name: _read(each, *given[each.name]) for each in SETTINGS if each.name in given}
     if tables is not None:
@@ -692,6 +718,9 @@ def in_force(flags: Mapping[str, object], environ: Mapping[str, str], file: Path
     if registry_tables is not None:
         values["registries"] = _read_registries(registry_tables, file)
         given |= _origins("registries", registry_tables, file)
+    if secret_tables is not None:
+        values["secrets"] = _read_secrets(secret_tables, file)
+        given |= _origins("secrets", secret_tables, file)
     origins = {name: (str(value), origin) for name, (value, origin) in given.items()}
     return InForce(Settings(**values), origins, _misspelled(environ))
 
@@ -707,7 +736,7 @@ def _given(
     """Return the effective value of each setting that is given somewhere, with its origin."""
     given: dict[str, tuple[object, str]] = {}
     for name, value in table.items():
-        given[_known(name, [*_names(SETTINGS), "hosts", "pools", "registries"], f"setting in {file}")] = (
+        given[_known(name, [*_names(SETTINGS), "hosts", "pools", "registries", "secrets"], f"setting in {file}")] = (
             value,
             f"file {file}",
         )
@@ -764,13 +793,17 @@ def toml(in_force: InForce) -> str:
                     each, _plain(each, getattr(host, each.name)), in_force.origin(f"hosts.{host.name}.{each.name}")
                 )
             )
-    for kind, tables in (("pools", settings.pools), ("registries", settings.registries)):
+    for kind, tables in _named_tables(settings):
         for table in tables:
             lines += ["", f"[[{kind}]]"]
             for each in fields(table):
                 origin = in_force.origin(f"{kind}.{table.name}.{each.name}")
                 lines.append(_toml_line(each, _plain(each, getattr(table, each.name)) or None, origin))
     return "\n".join(lines) + "\n"
+
+
+def _named_tables(settings: Settings) -> Sequence[tuple[str, Sequence[Any]]]:
+    return (("pools", settings.pools), ("registries", settings.registries), ("secrets", settings.secrets))
 
 
 def as_json(in_force: InForce) -> str:
@@ -887,36 +920,45 @@ def _read_pool(table: Mapping[str, object], hosts: Sequence[str], where: str) ->
 
 
 def _read_registries(tables: object, file: Path | None) -> Sequence[RegistrySettings]:
-    if not isinstance(tables, list) or not tables or not all(isinstance(table, dict) for table in tables):
-        raise ConfigError(f"registries in {file} must be tables, each under a line [[registries]]")
-    registries = [
-        _read_registry_table(table, f"[[registries]] {place} of file {file}") for place, table in enumerate(tables, 1)
-    ]
-    for place, registry in enumerate(registries):
-        if any(other.name == registry.name for other in registries[:place]):
-            raise ConfigError(
-                f"two [[registries]] in {file} have the name {registry.name!r}: give each credential its own name"
-            )
+    registries: Sequence[RegistrySettings] = _read_named_tables(tables, "registries", RegistrySettings, file)
+    for place, registry in enumerate(registries, 1):
+        where = f"[[registries]] {place} of file {file}"
+        _check_one_of(registry, ("password_file", "identity_token_file", "command"), where)
+        if registry.password_file and not registry.username:
+            raise ConfigError(f"{where} has a password_file and no username: set it")
+        if registry.identity_token_file and registry.username:
+            raise ConfigError(f"{where} has an identity_token_file, which takes no username: remove one of the two")
     return registries
 
 
-def _read_registry_table(table: Mapping[str, object], where: str) -> RegistrySettings:
-    for name in table:
-        _known(name, _names(fields(RegistrySettings)), f"setting in {where}")
-    for name in ("name", "server"):
-        if name not in table:
-            raise ConfigError(f"{where} has no {name}, which is required")
-    values = {
-        each.name: _read(each, table[each.name], where) for each in fields(RegistrySettings) if each.name in table
-    }
-    sources = [name for name in ("password_file", "identity_token_file", "command") if name in values]
-    if len(sources) != 1:
-        raise ConfigError(f"{where} must have one of password_file, identity_token_file and command")
-    if sources == ["password_file"] and "username" not in values:
-        raise ConfigError(f"{where} has a password_file and no username: set it")
-    if sources == ["identity_token_file"] and "username" in values:
-        raise ConfigError(f"{where} has an identity_token_file, which takes no username: remove one of the two")
-    return RegistrySettings(**values)
+def _read_secrets(tables: object, file: Path | None) -> Sequence[SecretSettings]:
+    secrets: Sequence[SecretSettings] = _read_named_tables(tables, "secrets", SecretSettings, file)
+    for place, secret in enumerate(secrets, 1):
+        _check_one_of(secret, ("file", "directory", "env", "command"), f"[[secrets]] {place} of file {file}")
+    return secrets
+
+
+def _read_named_tables(tables: object, kind: str, table_kind: type, file: Path | None) -> Sequence[Any]:
+    if not isinstance(tables, list) or not tables or not all(isinstance(table, dict) for table in tables):
+        raise ConfigError(f"{kind} in {file} must be tables, each under a line [[{kind}]]")
+    read: list[Any] = []
+    for place, table in enumerate(tables, 1):
+        where = f"[[{kind}]] {place} of file {file}"
+        for name in table:
+            _known(name, _names(fields(table_kind)), f"setting in {where}")
+        for each in fields(table_kind):
+            if each.name not in table and each.metadata["default"] is _is_missing:
+                raise ConfigError(f"{where} has no {each.name}, which is required")
+        values = {each.name: _read(each, table[each.name], where) for each in fields(table_kind) if each.name in table}
+        read.append(table_kind(**values))
+        if any(other.name == read[-1].name for other in read[:-1]):
+            raise ConfigError(f"two [[{kind}]] in {file} have the name {read[-1].name!r}: give each its own name")
+    return read
+
+
+def _check_one_of(table: object, names: Sequence[str], where: str) -> None:
+    if sum(bool(getattr(table, name)) for name in names) != 1:
+        raise ConfigError(f"{where} must have one of {', '.join(names[:-1])} and {names[-1]}")
 
 
 def _configured_hosts(settings: Settings) -> Sequence[HostSettings]:

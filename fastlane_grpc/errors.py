@@ -76,6 +76,13 @@ class ExecutionNotFound(Refusal):
         super().__init__(f"there is no execution {execution_id!r}", execution_id=execution_id)
 
 
+class OutputsNotFound(Refusal):
+    """The execution has no outputs."""
+
+    def __init__(self, execution_id: str, why: str) -> None:
+        super().__init__(f"execution {execution_id} has no outputs: {why}", execution_id=execution_id)
+
+
 class RequestIdReused(Refusal):
     """The request_id came with another request before."""
 
@@ -105,6 +112,13 @@ class RegistryCredentialNotFound(Refusal):
 
     def __init__(self, name: str) -> None:
         super().__init__(f"there is no registry credential {name!r} for this task", registry_credential=name)
+
+
+class SecretNotFound(Refusal):
+    """No secret of that name is configured, or the task may not use it: the two cannot be told apart."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"there is no secret {name!r} for this task", secret=name)
 
 
 class JobNotFinal(Refusal):

@@ -1,21 +1,24 @@
-"""The health of a server for programs of its own machine: a socket in its data directory, which needs no TLS and no
-token.
+"""The health of a server for programs of its own machine: a socket that needs no TLS and no token.
 
-Each user of the directory may ask. The event loop answers, so a server that hangs does not."""
+The socket has a name and no file, which copies of the data directory would stumble over. The event loop answers, so a
+server that hangs does not."""
 
 import asyncio
 import json
-import os
 import socket
+import struct
+import time
 from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 
-from fastlane_grpc.machine.data_directory import HEALTH_SOCKET
-
 # The names of the health service that are told.
 NAMES = ("live", "server", "engine")
-_BACKLOG = 16
+_BACKLOG = 128
+# Between two attempts to connect to a server that many ask.
+_PAUSE_SECONDS = 0.05
+# Of the kernel's struct ucred: process, user, group.
+_CREDENTIALS = struct.Struct("=iII")
 
 
 class NoHealth(Exception):
@@ -23,7 +26,7 @@ class NoHealth(Exception):
 
 
 async def open_health_socket(data_dir: Path, is_serving: Callable[[str], bool], parts: AsyncExitStack) -> None:
-    """Answer at the socket until the parts are closed. OSError: the file system has no sockets, or is full."""
+    """Answer at the socket until the parts are closed. OSError: another program has its name."""
 
     async def answer(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with suppress(OSError):
@@ -31,18 +34,15 @@ async def open_health_socket(data_dir: Path, is_serving: Callable[[str], bool], 
             await writer.drain()
         writer.close()
 
-    path = data_dir / HEALTH_SOCKET
-    path.unlink(missing_ok=True)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        _at(data_dir, listener.bind)
+        listener.bind(name_of(data_dir))
         listener.setblocking(False)
         server = await asyncio.start_unix_server(answer, sock=listener, backlog=_BACKLOG)
     except BaseException:
         listener.close()
         raise
     parts.callback(server.close)
-    parts.callback(path.unlink, missing_ok=True)
 
 
 def health_of(data_dir: Path, *, timeout_seconds: float) -> Mapping[str, bool]:
@@ -50,7 +50,9 @@ def health_of(data_dir: Path, *, timeout_seconds: float) -> Mapping[str, bool]:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
         client.settimeout(timeout_seconds)
         try:
-            _at(data_dir, client.connect)
+            _connect(client, name_of(data_dir), timeout_seconds)
+            if not is_trusted(_user_of(client), owner=data_dir.stat().st_uid):
+                raise NoHealth(f"the program that answers for {data_dir} is not its server, but of another user")
             with client.makefile("rb") as file:
                 answer = json.loads(file.readline(4096))
         except TimeoutError:
@@ -63,10 +65,31 @@ def health_of(data_dir: Path, *, timeout_seconds: float) -> Mapping[str, bool]:
     return {name: bool(answer.get(name)) for name in NAMES}
 
 
-def _at(data_dir: Path, use: Callable[[str], object]) -> None:
-    """Call `use` with a short path of the socket: the path of a socket has at most 107 bytes."""
-    directory = os.open(data_dir, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        use(f"/proc/self/fd/{directory}/{HEALTH_SOCKET}")
-    finally:
-        os.close(directory)
+def name_of(data_dir: Path) -> bytes:
+    """Return the name of the socket, by which no other directory of the machine is called. OSError."""
+    state = data_dir.stat()
+    return f"\0fastlane-health-{state.st_dev}-{state.st_ino}".encode()
+
+
+def _connect(client: socket.socket, name: bytes, timeout_seconds: float) -> None:
+    end = time.monotonic() + timeout_seconds
+    while True:
+        try:
+            client.connect(name)
+            return
+        except BlockingIOError:
+            # More clients wait than the kernel keeps: it does not wait itself where there is a time limit.
+            if time.monotonic() > end:
+                raise TimeoutError from None
+            time.sleep(_PAUSE_SECONDS)
+
+
+def is_trusted(user_id: int, *, owner: int) -> bool:
+    """Return whether a program of this user may be the server: any user can take a name that is free."""
+    return user_id in {owner, 0}
+
+
+def _user_of(client: socket.socket) -> int:
+    """Return the user of the program at the other end."""
+    _, user_id, _ = _CREDENTIALS.unpack(client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
+    return int(user_id)

@@ -73,6 +73,7 @@ class Reason(IntEnum):
     START_UNKNOWN = 12
     REGISTRY_UNAVAILABLE = 13
     INPUT_UNAVAILABLE = 14
+    SECRET_UNAVAILABLE = 16
 
 
 class WaitReason(IntEnum):
@@ -414,7 +415,9 @@ class JobSpec:
     cap_drop: Sequence[str] = ()
     volumes: Sequence[Volume] = ()
     inputs: Sequence[Input] = ()
+    outputs: Sequence[str] = ()
     registry_credential: str = ""
+    secret_envs: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def starts_at_once(self) -> bool:
@@ -480,6 +483,27 @@ class Usage:
     peak_memory_bytes: int | None = None
     read_bytes: int | None = None
     written_bytes: int | None = None
+
+
+class OutputsFault(IntEnum):
+    """The reason why outputs were not kept. Numbers of the contract."""
+
+    NONE = 0
+    TOO_LARGE = 1
+    UNAVAILABLE = 2
+    NO_ROOM = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Outputs:
+    """The archive of what was kept of an execution's outputs, and the paths that the container did not have."""
+
+    size_bytes: int = 0
+    sha256: str = ""
+    entries: int = 0
+    missing: Sequence[str] = ()
+    fault: OutputsFault = OutputsFault.NONE
+    detail: str = ""
 
 
 class Times(NamedTuple):
@@ -590,6 +614,7 @@ class Execution:
     starting: bool = False
     logs: Sequence[LogTotals] = ()
     usage: Usage | None = None
+    outputs: Outputs | None = None
     expire_time: datetime | None = None
     tick_time: datetime | None = None
     tries: int = 0

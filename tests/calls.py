@@ -11,7 +11,7 @@ from google.protobuf.message import Message
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
-from fastlane_grpc.api import Inputs, Service
+from fastlane_grpc.api import Inputs, OutputReader, Service
 from fastlane_grpc.app import Server
 from fastlane_grpc.errors import HostNotFound
 from fastlane_grpc.inputs import InputFiles
@@ -83,7 +83,14 @@ class RpcHarness(Parts):
         self.open_retention(self.parts)
         self.inputs = Inputs(InputFiles(self.settings.data_dir / "inputs"), self.settings)
         self.service = Service(
-            self.store, self.tails, self.places, self.retention, self.settings, self.watches, self.inputs
+            self.store,
+            self.tails,
+            self.places,
+            self.retention,
+            self.settings,
+            self.watches,
+            self.inputs,
+            OutputReader(self.logs),
         )
         self.listeners.append(self.service.job_watches.changed)
         self.server = self.rpc = RpcServer(self.service, self.settings)

@@ -1,10 +1,12 @@
-"""What every test may ask for. Fixtures of the engine come from tests/engine.py, the wheel from tests/wheel.py."""
+"""What every test may ask for. Fixtures of the engine come from tests/engine.py, the wheel from tests/wheel.py, a
+cluster from tests/cluster."""
 
+import os
 from collections.abc import Generator
 
 import pytest
 
-pytest_plugins = ["tests.engine", "tests.wheel", "tests.conformance.results"]
+pytest_plugins = ["tests.engine", "tests.wheel", "tests.cluster.fixtures", "tests.conformance.results"]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -12,8 +14,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--record-conformance", action="store_true", help="write the results of the clients' suite down")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put files with slow tests first: no worker begins a long file when the others have nothing left to do."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Put files with slow tests first: no worker begins a long file when the others have nothing left to do.
+
+    Tests of a cluster are left out where there is none: `.ci/cluster` runs them."""
+    if not os.environ.get("CLUSTER_IMAGE"):
+        of_cluster = [item for item in items if item.get_closest_marker("cluster")]
+        items[:] = [item for item in items if not item.get_closest_marker("cluster")]
+        config.hook.pytest_deselected(items=of_cluster)
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)
 

@@ -218,6 +218,7 @@ class EngineHarness:
             self.host,
             default_timeout=timedelta(seconds=SECONDS),
             inputs=InputFiles(self.directory / "inputs"),
+            max_output_bytes=1 << 30,
             start_answer_seconds=2,
             retry_seconds=self.retry_seconds,
             step=self._step,

@@ -152,13 +152,18 @@ class Recorder:
         pass_fds: Sequence[int] = (),
         pid_1: bool = True,
         hand_off: bool = True,
+        secrets: Mapping[str, bytes] | None = None,
     ) -> Running:
         """`options`: all of them, box and command included. `before`: what executes it, the way `env` executes a
-        command.
+        command. `secrets`: put into the box, as a server does.
 
         `hand_off`: the box is removed when the record was claimed, as a server does.
         """
         limited = () if limit is None else ("--limit", str(limit))
+        if secrets:
+            content = b"".join(name.encode() + b"=" + value + b"\0" for name, value in secrets.items())
+            (self.box / "secrets").write_bytes(content)
+            limited = (*limited, "--secrets", str(len(secrets)))
         if options is None:
             options = ("--execution", EXECUTION_ID, *limited, str(self.box), "--", *command)
         sanitizers = f"detect_leaks=0:log_path={self.directory}/sanitizer"

@@ -48,6 +48,7 @@ MAY: Mapping[str, frozenset[str]] = {
             "GetExecution",
             "ListExecutions",
             "StreamExecutionLogs",
+            "ReadOutputs",
             "GetTask",
             "ListTasks",
             "ListHosts",
@@ -251,7 +252,7 @@ def hidden_requests(guarded: Guarded) -> Mapping[str, tuple[Any, str]]:
     }
     by_execution = {
         name: (GetMessageClass(methods()[name].input_type)(execution_id=execution), "EXECUTION_NOT_FOUND")
-        for name in ["GetExecution", "StopExecution", "StreamExecutionLogs"]
+        for name in ["GetExecution", "StopExecution", "StreamExecutionLogs", "ReadOutputs"]
     }
     by_task = {
         name: (GetMessageClass(methods()[name].input_type)(task_id="other"), "TASK_NOT_FOUND")

@@ -189,3 +189,14 @@ def test_a_record_that_was_replaced_by_something_else_proves_nothing(tmp_path: P
         else:
             handoff.record.mkdir()
         assert (handoff.recorder_is_running, handoff.revoke()) == (False, CommandStatus.UNKNOWN)
+
+
+def test_secrets_that_no_recorder_took_are_deleted(tmp_path: Path) -> None:
+    handoff = RecordHandoff(tmp_path / "execution")
+    for delete in (handoff.discard_secrets, handoff.make, handoff.clear):
+        box = handoff.make({"A": b"one\ntwo", "B": b""})
+        file = box / "secrets"
+        assert (file.read_bytes(), file.stat().st_mode & 0o777) == (b"A=one\ntwo\0B=\0", 0o666)
+        delete()
+        assert not file.exists()
+    assert not (handoff.make() / "secrets").exists()

@@ -459,10 +459,13 @@ def test_a_server_with_tls_and_tokens_is_used_by_those_who_have_both(
 
 def test_a_server_that_is_away_is_waited_for_and_then_told_of(programs: Path, server: Server, image: str) -> None:
     begin = time.monotonic()
-    step = tail(programs, server, "-address", free_address(), "-wait", "1s", image, "true")
-    _, err = step.communicate(timeout=60)
-    assert (step.returncode, time.monotonic() - begin >= 1) == (69, True)
-    assert err.startswith(b"fastlane-tail: ")
+    for step in [
+        tail(programs, server, "-address", free_address(), "-wait", "1s", *words) for words in ([image], ["-job", "j"])
+    ]:
+        _, err = step.communicate(timeout=60)
+        assert (step.returncode, time.monotonic() - begin >= 1) == (69, True)
+        assert err.startswith(b"fastlane-tail: ")
+        assert b"refused" in err
 
 
 def test_a_reader_that_goes_away_ends_the_step_and_the_job(

@@ -14,6 +14,7 @@ from pathlib import Path
 import click
 import grpc
 import pytest
+from google.protobuf.descriptor import Descriptor
 
 from fastlane_grpc import cli, config
 from fastlane_grpc import client as api
@@ -99,10 +100,10 @@ def test_every_option_arrives(server: ScriptedServer) -> None:
     options = "--timeout 2m30s --pull never --memory 512m --cpus 0.5 --pids 9 --network none -u 1:2 -w /app"
     extra = "--entrypoint /tini -l team=x"
     extra += " --memory-reservation 256m --cpuset-cpus 0-1 --shm-size 1g --cap-drop ALL --dns 192.0.2.53"
-    extra += " --registry-credential ci"
+    extra += " --registry-credential ci --secret-env A=vault/a"
     extra += " --tmpfs /tmp --tmpfs /run:rw,noexec,size=64m,mode=700 --tmpfs /x:exec --ulimit nofile=9:-1"
     extra += " --ulimit core=0 --add-host db:192.0.2.7 --add-host six:2001:db8::7"
-    extra += " --volume cache:/cache --volume data:/data:ro"
+    extra += " --volume cache:/cache --volume data:/data:ro --keep /none:there --keep /dist/"
     extra += " --dns-search example.com --dns-option ndots:2"
     more = "--priority 7 --read-only --stop-signal SIGINT --stop-grace 0s --request-id r1 -e FROM_HERE -e EMPTY="
     ran = fastlane(
@@ -130,6 +131,8 @@ def test_every_option_arrives(server: ScriptedServer) -> None:
     assert dict(spec.extra_hosts) == {"db": "192.0.2.7", "six": "2001:db8::7"}
     assert spec.dns == pb.Dns(servers=["192.0.2.53"], search_domains=["example.com"], options=["ndots:2"])
     assert (list(spec.cap_drop), spec.registry_credential) == (["ALL"], "ci")
+    assert dict(spec.secret_envs) == {"A": "vault/a"}
+    assert list(spec.outputs) == ["/none", "/dist"]
     assert list(spec.volumes) == [
         pb.Volume(name="cache", path="/cache"),
         pb.Volume(name="data", path="/data", read_only=True),
@@ -669,6 +672,17 @@ def test_what_the_server_refuses_is_said_in_one_line(server: ScriptedServer) -> 
         ("spec.ulimits[0].soft: is -2; spec.dns.servers[1]: is a", "--ulimit: is -2; --dns: is a"),
         ('spec.extra_hosts["a b"]: is none; spec.cap_drop[0]: is x', "--add-host a b: is none; --cap-drop: is x"),
         ("spec.retry.max_retries: is 101; spec.unique.key: is long", "--retries: is 101; --unique: is long"),
+        ("spec.retry.factor: is 0", "--backoff-factor: is 0"),
+        ("spec.retry.exit_codes[0]: is 256", "--retry-on: is 256"),
+        ("spec.retry.except_exit_codes[0]: is 256", "--no-retry-on: is 256"),
+        ("spec.retry.memory_growth.factor: is 0", "--memory-growth: is 0"),
+        ("spec.retry.memory_growth.max_bytes: is 0", "--max-memory: is 0"),
+        ("spec.notifications[0].states[0]: is 99", "--notify-on: is 99"),
+        ("spec.unique.conflict: is 9; spec.inputs[2].sha256: is x", "--on-conflict: is 9; --input: is x"),
+        (
+            "spec.inputs[2].path: is /; spec.retry: not with it; retry: later",
+            "--input: is /; --retries: not with it; retry: later",
+        ),
     ],
 )
 def test_errors_name_options_in_place_of_fields(message: str, said: str) -> None:
@@ -677,6 +691,33 @@ def test_errors_name_options_in_place_of_fields(message: str, said: str) -> None
     assert with_option_names(message) == message
     with click.Context(command):
         assert with_option_names(message) == said
+
+
+def fields_of(message: Descriptor, path: str = "") -> Iterator[str]:
+    """The paths of all fields, as errors name them."""
+    for field in message.fields:
+        name = path + field.name + ("[0]" if field.is_repeated else "")
+        kind = field.message_type
+        if kind and kind.GetOptions().map_entry:
+            yield f'{path}{field.name}["A"]'
+        else:
+            yield name
+            if kind and kind.file.package == "fastlane.v1":
+                yield from fields_of(kind, f"{name}.")
+
+
+@pytest.mark.parametrize("name", ["run", "enqueue"])
+def test_an_error_of_any_field_names_the_option_that_sets_it(name: str) -> None:
+    without_option = {"spec", "spec.metadata", "spec.limits", "spec.history", "validate_only"}
+    command = cli.fastlane.get_command(click.Context(cli.fastlane), name)
+    assert command is not None
+    options = {each for parameter in command.params for each in parameter.opts if each.startswith("--")}
+    with click.Context(command):
+        for field in fields_of(pb.EnqueueJobRequest.DESCRIPTOR):
+            said = with_option_names(f"{field}: is wrong").removesuffix(": is wrong").removesuffix(" A")
+            assert said == field if field in without_option else said in {*options, "IMAGE", "the command"}, field
+            if kind := re.match(r"spec\.(volume|input|tmpfs|ulimit)s?\[", field):
+                assert said == f"--{kind[1]}"
 
 
 def test_every_command_has_an_example_in_its_help() -> None:

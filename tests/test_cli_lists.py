@@ -234,12 +234,14 @@ def test_one_job_and_one_execution_are_told_in_full(server: ScriptedServer) -> N
             limits=pb.Limits(shm_bytes=1 << 30, memory_reservation_bytes=8 << 20, cpuset="0-1"),
             tmpfs=[pb.Tmpfs(path="/tmp", size_bytes=64 << 20), pb.Tmpfs(path="/run")],
             volumes=[pb.Volume(name="cache", path="/c"), pb.Volume(name="data", path="/d", read_only=True)],
+            outputs=["/dist", "/report"],
             inputs=[pb.Input(path="/src", size_bytes=1200), pb.Input(path="/etc/a", size_bytes=7)],
             ulimits=[pb.Ulimit(name="core"), pb.Ulimit(name="nofile", soft=9, hard=-1)],
             extra_hosts={"db": "192.0.2.7"},
             dns=pb.Dns(servers=["192.0.2.53"], options=["ndots:2"]),
             cap_drop=["ALL"],
             registry_credential="ci",
+            secret_envs={"B": "b", "A": "vault/a"},
         )
     )
     job.spec.stop_grace.FromTimedelta(timedelta(0))
@@ -260,11 +262,12 @@ def test_one_job_and_one_execution_are_told_in_full(server: ScriptedServer) -> N
         "read-only",
         "SIGINT, SIGKILL at once",
     )
+    assert told["outputs"] == "/dist /report"
     assert told["inputs"] == "/src (1.2 kB), /etc/a (7 bytes)"
     assert (told["user"], told["directory"], told["network"], told["pull"]) == ("1:2", "/w", "none", "always")
     assert (told["tmpfs"], told["ulimits"], told["dropped"]) == ("/tmp of 64 MiB, /run", "core=0 nofile=9:-1", "ALL")
     assert told["volumes"] == "cache at /c, data at /d, read-only"
-    assert told["credential"] == "ci"
+    assert (told["credential"], told["secrets"]) == ("ci", "A=vault/a B=b")
     assert (told["hosts"], told["dns"]) == ("db:192.0.2.7", "192.0.2.53 ndots:2")
     assert "(3m ago)" in shown
     assert "timeout" not in shown, "what is empty is left out"

@@ -96,12 +96,14 @@ def test_enqueue_sends_every_field_and_answers_the_job(server: ScriptedServer, c
         cpuset="0-1",
         tmpfs=["/tmp", fastlane_client.Tmpfs("/scratch", 1 << 20, 0o700, executable=True)],
         volumes=[fastlane_client.Volume("cache", "/cache", read_only=True)],
+        outputs=["/dist"],
         inputs=[fastlane_client.Input("/etc/a", b"content", mode=0o600)],
         ulimits=[fastlane_client.Ulimit("core", 0), fastlane_client.Ulimit("nofile", 10, -1)],
         extra_hosts={"db": "192.0.2.7"},
         dns=fastlane_client.Dns(["192.0.2.53"], ["example.com"], ["ndots:2"]),
         cap_drop=["NET_RAW"],
         registry_credential="ci",
+        secret_envs={"A": "a"},
         notifications=[fastlane_client.Mail("ops@example.org", states=[pb.STATE_FAILED])],
         request_id="r1",
         validate_only=True,
@@ -133,11 +135,12 @@ def test_enqueue_sends_every_field_and_answers_the_job(server: ScriptedServer, c
         pb.Tmpfs(path="/tmp"),
         pb.Tmpfs(path="/scratch", size_bytes=1 << 20, mode=0o700, executable=True),
     ]
+    assert list(spec.outputs) == ["/dist"]
     assert list(spec.inputs) == [pb.Input(path="/etc/a", content=b"content", mode=0o600)]
     assert list(spec.volumes) == [pb.Volume(name="cache", path="/cache", read_only=True)]
     assert list(spec.ulimits) == [pb.Ulimit(name="core", soft=0), pb.Ulimit(name="nofile", soft=10, hard=-1)]
     assert (dict(spec.extra_hosts), list(spec.cap_drop)) == ({"db": "192.0.2.7"}, ["NET_RAW"])
-    assert spec.registry_credential == "ci"
+    assert (spec.registry_credential, dict(spec.secret_envs)) == ("ci", {"A": "a"})
     assert spec.dns == pb.Dns(servers=["192.0.2.53"], search_domains=["example.com"], options=["ndots:2"])
     assert (spec.network, spec.read_only_root, spec.stop_signal, spec.priority) == ("none", True, "SIGINT", -3)
     assert dict(spec.labels) == {"team": "x"}

@@ -40,6 +40,7 @@ ENQUEUES = [
     ({"shm_bytes": "1g"}, "shm_bytes must be a whole number; a value of type str was given"),
     ({"tmpfs": "/tmp"}, 'tmpfs must be a list, as ["/scratch"]; a value of type str was given'),
     ({"tmpfs": ["/tmp", 5]}, "tmpfs[1] must be a path, or a Tmpfs; a value of type int was given"),
+    ({"outputs": "/a"}, 'outputs must be a list of strings; for one path use outputs=["/PATH"]'),
     ({"inputs": ["/a"]}, "inputs[0] must be an Input; a value of type str was given"),
     ({"volumes": ["cache"]}, "volumes[0] must be a Volume; a value of type str was given"),
     ({"ulimits": {"nofile": 5}}, 'ulimits must be a list, as [Ulimit("nofile", 1024)]; a value of type dict was given'),

@@ -19,6 +19,7 @@ from tests.cutting_relay import CuttingRelay
 from tests.pages import DocPage
 from tests.scripted_server import Log, Piece, ScriptedServer
 from tests.serving import Server, serving_on
+from tests.tailing import unused_address
 from tests.tools import tool
 
 # The first build of a machine downloads what npm needs.
@@ -163,6 +164,18 @@ def test_a_signal_ends_calls_and_tails_and_a_loop_may_be_left(tail: list[str | P
     assert ran.stdout == b'["line\\n","enough","enough"]\n'
 
 
+def test_a_call_to_nobody_says_that_it_was_refused(tail: list[str | Path]) -> None:
+    program = """
+import { Client } from "fastlane-client";
+
+const client = new Client(process.argv[1]);
+await client.get("j", { timeoutMs: 1000 }).catch((error) => console.log(error.message));
+client.close();
+"""
+    ran = run(["node", "--input-type=module"], "-e", program, unused_address(), cwd=node.CLIENT)
+    assert "ECONNREFUSED" in ran.stdout.decode()
+
+
 GUARDED = """
 import { Client } from "fastlane-client";
 
@@ -174,14 +187,12 @@ for await (const { event } of client.tailJob({ jobId: id })) {
   told.push(event.case);
   break;
 }
-try {
-  new Client(address, { token: `${token}\\n` });
-} catch (error) {
-  told.push(error.name, error.message.includes(token));
-}
+const garbled = new Client(address, { token: `${token}\\nmore` });
+await garbled.get("j").catch((error) => told.push(error.name, error.message.includes(token)));
 console.log(JSON.stringify(told));
-stranger.close();
-client.close();
+for (const each of [stranger, client, garbled]) {
+  each.close();
+}
 """
 
 
@@ -195,4 +206,4 @@ def test_calls_and_tails_have_the_token(tail: list[str | Path], tmp_path: Path) 
     finally:
         server.stop()
     assert (ran.returncode, ran.stderr) == (0, b"")
-    assert json.loads(ran.stdout) == [[16, "TOKEN_REQUIRED"], "execution", "TypeError", False]
+    assert json.loads(ran.stdout) == [[16, "TOKEN_REQUIRED"], "execution", "FastlaneError", False]

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastlane_grpc import config
-from fastlane_grpc.config import ConfigError, HostSettings, PoolSettings, RegistrySettings
+from fastlane_grpc.config import ConfigError, HostSettings, PoolSettings, RegistrySettings, SecretSettings
 from fastlane_grpc.model import CaptureMode
 from fastlane_grpc.text.redaction import DEFAULT_ENTRIES
 from tests.settings_tables import markdown
@@ -342,6 +342,7 @@ def test_the_tables_of_settings_in_the_documentation_are_those_of_the_code() -> 
     assert markdown(fields(HostSettings)) in text
     assert markdown(fields(PoolSettings)) in text
     assert markdown(fields(RegistrySettings)) in text
+    assert markdown(fields(SecretSettings)) in text
 
 
 def test_the_example_in_the_documentation_is_right(file: Path) -> None:

@@ -24,6 +24,7 @@ from tests.engine import by_attach, by_recorder
 from tests.reading import Reader
 from tests.serving import within
 from tests.succession import Succession
+from tests.tally import tally
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -212,6 +213,7 @@ def test_killed_at_random_with_jobs_in_every_state(crash: CrashHarness) -> None:
         # Four run at a time and take 0.6 s and a start each: some are queued, some prepared, some running, some over.
         threading.Event().wait(chance.uniform(0.0, 2.5))
         server.kill()
+        tally()
     last = crash.server()
     ends = [reader.end() for reader in readers]
     assert len(ends) == acknowledged

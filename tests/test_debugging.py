@@ -75,7 +75,8 @@ def test_a_dump_has_all_that_a_report_needs(tmp_path: Path) -> None:
         assert dump["process"]["open_files"] > 10
         assert dump["versions"]["packages"].keys() >= {"fastlane-grpc", "grpcio", "protobuf", "uvloop"}
         assert "Linux" in dump["versions"]["kernel"]
-        assert dump["settings"]["engine"] == "unix:///nobody"
+        assert (dump["settings"]["engine"], dump["settings"]["auth"]) == ("unix:///nobody", "off")
+        assert dump["settings"]["secret_names"] == "default"
         assert [host["name"] for host in dump["settings"]["hosts"]] == ["local"]
         assert dump["health"] == {"live": True, "server": True, "engine": False}
         assert (dump["store"]["new_jobs"], dump["store"]["writes_waiting"]) == (1, 0)

@@ -4,9 +4,11 @@ from pathlib import Path
 
 import pytest
 
+from fastlane_grpc.client import Client
 from fastlane_grpc.doctor.disk import about_directory
 from fastlane_grpc.errors import CannotServe
 from fastlane_grpc.machine.data_directory import claimed
+from tests.serving import serving
 
 
 def test_a_lock_that_is_a_symbolic_link_is_refused_and_its_target_is_left_alone(tmp_path: Path) -> None:
@@ -44,3 +46,16 @@ def test_a_directory_that_is_empty_or_of_fastlane_is_taken(tmp_path: Path, names
         (tmp_path / name).touch()
     with claimed(tmp_path):
         assert (tmp_path / "lock").exists()
+
+
+def test_a_data_directory_is_for_its_user_alone(tmp_path: Path) -> None:
+    data_dir = tmp_path / "data"
+    data_dir.mkdir(mode=0o755)
+    with serving(data_dir, http_listen="127.0.0.1:0", engine="unix:///nobody") as server:
+        with Client(server.address) as client:
+            client.enqueue("task", "busybox")
+        assert data_dir.stat().st_mode & 0o777 == 0o700
+        # Programs that are mounted into containers have to be readable there.
+        files = [path for path in data_dir.iterdir() if path.name != "recorder"]
+        assert {path.name for path in files} >= {"fastlane.db", "fastlane.db-wal", "lock", "serving"}
+        assert {path.name for path in files if path.stat().st_mode & 0o077} == set()

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import closing
 from functools import cache
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -141,7 +142,7 @@ def test_each_line_of_the_security_page_names_a_test_that_is_there() -> None:
     page = (ROOT / "docs" / "security.md").read_text()
     tests = "".join(path.read_text() for path in (ROOT / "tests").glob("test_*.py"))
     rows = [row.split(" | ") for row in re.findall(r"^\| (?!---)(.+) \|$", page, re.MULTILINE) if "shown by" not in row]
-    assert len(rows) > 15
+    assert len(rows) > 60
     for *_, shown_by in rows:
         named = re.findall(r"`(test_\w+)`", shown_by)
         assert named or shown_by.startswith("not "), shown_by
@@ -183,3 +184,24 @@ def test_troubleshooting_has_an_entry_for_each_thing_that_can_go_wrong(
     names = [value.name.removeprefix(prefix) for value in enum.values if value.number or enum.name == "Cause"]
     assert len(entries) == len({*entries})
     assert {*entries} == {*names}
+
+
+# ---------------------------------------------------------------------------------------------------------- reliability
+
+
+def test_the_counts_on_the_reliability_page_are_those_of_recorded_runs() -> None:
+    spec = spec_from_file_location("reliability", ROOT / ".ci" / "reliability.py")
+    assert spec
+    assert spec.loader
+    reliability = module_from_spec(spec)
+    # Its dataclasses look for their module.
+    sys.modules[spec.name] = reliability
+    spec.loader.exec_module(reliability)
+    assert reliability.PAGE.read_text() == reliability.page(), "write it anew: python .ci/reliability.py page"
+    assert {run["row"] for run in reliability.records()} <= reliability.ROWS.keys()
+    for row in reliability.ROWS.values():
+        files = [word for word in row.arguments if word.startswith("tests/")]
+        tests = "".join((ROOT / file).read_text() for file in files)
+        chosen = row.arguments[row.arguments.index("-k") + 1].split(" or ") if "-k" in row.arguments else []
+        assert all(re.search(rf"def test_\w*{words}", tests) for words in chosen), chosen
+        assert not row.variable or row.variable in tests

@@ -33,6 +33,7 @@ from tests.own_engine import IMAGE, OwnEngine
 from tests.reading import Reader
 from tests.recorder_program import eventually
 from tests.serving import Server, clear
+from tests.tally import tally
 
 ROUNDS = int(os.environ.get("CHAOS_ROUNDS", "3"))
 SEED = int(os.environ.get("CHAOS_SEED", "20261124"))
@@ -137,6 +138,7 @@ def rounds(place: Place, chance: random.Random, engine: OwnEngine | None, kill: 
                 # Long enough for jobs to end meanwhile.
                 threading.Event().wait(chance.uniform(0.0, 0.5))
                 engine.start()
+            tally()
             if kill != "engine":
                 server = place.server()
             # Some of the round before last, and all before them, have come to their end by now, or never will.
@@ -270,6 +272,7 @@ def test_an_engine_that_is_killed_around_a_start_runs_nothing_twice(
         going = harness.go("sh -c", ONCE, envs={"NAME": name})
         failure = going.failure()
         killer.join()
+        tally()
         engine.start()
         while isinstance(failure, HostDown):
             harness.wait_until(lambda: harness.host.up)

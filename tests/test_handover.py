@@ -1,7 +1,10 @@
 """A server is told to end by SIGTERM and the next one goes on: readers notice a pause, jobs nothing, and no hanging
 thing delays it."""
 
+import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import docker
@@ -13,15 +16,18 @@ from fastlane_grpc.v1 import fastlane_pb2 as pb
 from tests.engine import engine_address
 from tests.proxy import Proxy
 from tests.reading import Reader
+from tests.recorder_program import eventually
 from tests.registry import registry_for
 from tests.serving import clear, within
 from tests.succession import Succession
+from tests.tally import tally
 
 pytestmark = pytest.mark.engine
 
 # Prints for as long as it takes the next server to listen again, and then what must arrive whole.
 TICKS = "echo begin; until [ -e /tmp/go ]; do echo tick; sleep 0.02; done; seq 1 20000; exit 7"
 NUMBERS = b"".join(b"%d\n" % number for number in range(1, 20001))
+UPGRADES = int(os.environ.get("CHAOS_ROUNDS", "2"))
 # What an operator, or the init system, notices.
 QUICK_SECONDS = 5
 
@@ -86,6 +92,48 @@ def test_readers_go_on_with_the_next_server_by_themselves(harness: HandoverHarne
     assert all(log.cuts for log in logs[:4])
     assert len({log.stdout for log in logs}) == 1
     assert len({tuple(log.gaps) for log in logs}) == 1
+
+
+def test_of_upgrades_one_after_another_no_client_sees_an_error(
+    tmp_path: Path, sdk: docker.DockerClient, image: str
+) -> None:
+    harness = HandoverHarness(tmp_path / "data", sdk, image, CaptureMode.RECORDER)
+    server = harness.server()
+    execution_id = harness.start(TICKS)
+    logs = harness.readers(execution_id, 4)
+    jobs: list[str] = []
+    done = threading.Event()
+
+    def enqueue() -> None:
+        while not done.wait(0.3):
+            # The client repeats a call that met no server, and the next one stores its job once.
+            jobs.append(harness.client.enqueue("beside", image, args=["sh", "-c", "exit 7"]).id)
+
+    try:
+        with ThreadPoolExecutor(1) as thread:
+            enqueuing = thread.submit(enqueue)
+            for _ in range(UPGRADES):
+                for log in logs:
+                    log.wait_for(goes_on(log))
+                with within(QUICK_SECONDS):
+                    assert server.stop() == 0
+                tally()
+                server = harness.server()
+            done.set()
+            enqueuing.result(60)
+        harness.go(execution_id)
+        for log in logs:
+            assert (log.end().exit_status, log.gaps) == (7, [])
+            assert log.stdout.endswith(b"tick\n" + NUMBERS)
+            assert log.cuts >= UPGRADES
+        assert len({log.stdout for log in logs}) == 1
+        assert len(set(jobs)) == len(jobs) > 0
+        for job_id in jobs:
+            eventually(lambda job_id=job_id: harness.client.job(job_id).state == pb.STATE_FAILED)
+            assert (harness.client.job(job_id).executions, harness.client.job(job_id).outcome.exit_code) == (1, 7)
+    finally:
+        done.set()
+        harness.close()
 
 
 def test_what_has_not_begun_is_begun_by_the_next_server(harness: HandoverHarness, sdk: docker.DockerClient) -> None:

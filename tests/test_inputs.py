@@ -299,7 +299,7 @@ def test_a_container_has_its_inputs_exactly_also_after_a_crash_and_a_retry(
     data_dir = tmp_path / "data"
     given = ["--input", f"{tree}:/src/", "--input", f"{tmp_path}/config:/etc/my/config"]
     # Killed when the inputs are in a container that was not started.
-    with serving_on(sdk, data_dir, kill_at="attached") as server:
+    with serving(data_dir, kill_at="attached") as server:
         words = [*given, "--retries", "1", "--backoff", "0s", image, "sh", "-c", script]
         made = fastlane(server, "enqueue", *words)
         server.wait()

@@ -13,7 +13,7 @@ from google.protobuf.descriptor import Descriptor
 from google.protobuf.message import Message
 
 from fastlane_grpc.app import Server
-from fastlane_grpc.config import HostSettings, RegistrySettings, Settings
+from fastlane_grpc.config import HostSettings, RegistrySettings, SecretSettings, Settings
 from fastlane_grpc.docker.container_body import container_body
 from fastlane_grpc.v1 import fastlane_pb2 as pb
 from fastlane_grpc.v1 import fastlane_pb2_grpc as pb_grpc
@@ -110,7 +110,9 @@ VALUES: Mapping[str, tuple[Any, Any]] = {
         [pb.Input(path="/a", sha256=sha256(b"one").hexdigest(), size_bytes=3, mode=0o600, uid=1, gid=2)],
         [pb.Input(path="/a", sha256=sha256(b"two").hexdigest(), size_bytes=3, mode=0o600, uid=1, gid=2)],
     ),
+    "outputs": (["/src/dist", "/report"], ["/report"]),
     "registry_credential": ("ci", "other"),
+    "secret_envs": ({"A": "a"}, {"A": "b"}),
 }
 
 # What a spec needs besides the field, to be valid.
@@ -157,7 +159,7 @@ IN_CONTAINER: Mapping[str, Mapping[str, Any]] = {
 }
 BY_FASTLANE = {
     *("timeout", "pull_policy", "stop_grace", "priority", "start_in", "start_at", "expire_time", "metadata", "history"),
-    *("notifications", "inputs", "registry_credential", "stop_when_unwatched"),
+    *("notifications", "inputs", "outputs", "registry_credential", "secret_envs", "stop_when_unwatched"),
     *(path for path in VALUES if path.startswith(("cron.", "retry.", "unique."))),
 }
 
@@ -199,7 +201,12 @@ async def server(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Serv
     hosts = (HostSettings("here", f"unix://{directory}/no-engine", **allowed),)
     registries = tuple(RegistrySettings(name, "registry:5000", command="true") for name in ("ci", "other"))
     settings = Settings(
-        data_dir=directory / "data", listen="127.0.0.1:0", http_listen="", hosts=hosts, registries=registries
+        data_dir=directory / "data",
+        listen="127.0.0.1:0",
+        http_listen="",
+        hosts=hosts,
+        registries=registries,
+        secrets=tuple(SecretSettings(name, "*", env="A") for name in ("a", "b")),
     )
     async with Server(settings) as server:
         yield server

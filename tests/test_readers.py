@@ -2,6 +2,7 @@
 another."""
 
 import json
+import os
 import random
 import re
 import subprocess
@@ -27,12 +28,15 @@ from fastlane_grpc.v1 import fastlane_pb2_grpc
 from tests.cutting_relay import CuttingRelay
 from tests.reading import Reader, run
 from tests.serving import Server, serving_on, within
+from tests.tally import tally
 
 pytestmark = pytest.mark.engine
 
 QUICK = Backoff(first_seconds=0.01, longest_seconds=0.05)
 # A server that keeps little in memory, so that what a reader makes it keep is seen.
 CACHE_BYTES = 8 << 20
+# Logs that are read while their connections are cut. Each is cut up to eight times.
+CUT_LOGS = int(os.environ.get("CHAOS_CUT_LOGS", "25"))
 
 
 @pytest.fixture(scope="module")
@@ -135,14 +139,16 @@ def sealed(client: Client, image: str) -> Reader:
     return log
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=CUT_LOGS, deadline=None)
 @given(cuts=st.lists(st.one_of(st.integers(0, 2000), st.integers(0, 1_400_000)), max_size=8))
 @pytest.mark.slow
+@pytest.mark.timeout(120 + CUT_LOGS)
 def test_a_log_that_is_cut_at_random_points_is_read_whole(server: Server, sealed: Reader, cuts: list[int]) -> None:
     with closing(CuttingRelay(server.address, cuts)) as relay, Client(relay.address, backoff=QUICK) as client:
         log = Reader(client, sealed.execution_id)
         assert log.end() == sealed.end()
         assert log.data == sealed.data
+        tally(log.cuts)
 
 
 @pytest.mark.parametrize("seed", [1, 2, 3])

@@ -26,7 +26,7 @@ from hypothesis import strategies as st
 from fastlane_grpc import recorder as shipped
 from fastlane_grpc.model import Cause, Source
 from fastlane_grpc.record import Gap, RecordSealed, RecordWriter
-from fastlane_grpc.record.format import BLOCK_BYTES, BLOCK_HEADER_BYTES, FRAME_HEADER_BYTES, pack_start
+from fastlane_grpc.record.format import BLOCK_BYTES, BLOCK_HEADER_BYTES, FRAME_HEADER_BYTES, pack_start, unpack_trailer
 from tests.record_model import NOTHING, check_truth, everything, text
 from tests.recorder_program import (
     EXECUTION_ID,
@@ -1118,3 +1118,81 @@ def test_the_command_cannot_get_at_the_record_by_its_recorder(recorder: Recorder
     walked = replace(recorder, program=program).run("sh", "-c", REACHES_FOR_THE_RECORD, before=["setpriv", *who])
     assert walked.stdout == b"tried\n"
     assert walked.stderr.count(b"ermission denied") == 14
+
+
+# -- secrets
+
+SECRETS = {"PASSWORD": b"correct horse/battery", "KEY": b"-----BEGIN KEY-----\nMIIEpAIBAAKCAQEA\n"}
+
+
+def test_secrets_are_variables_of_the_command_and_masked_in_both_outputs(recorder: Recorder) -> None:
+    script = """if 1:
+        import os
+        secrets = os.environ["PASSWORD"], os.environ["KEY"]
+        for fd, text in enumerate(secrets, 1):
+            os.write(fd, b"<")
+            for letter in text:
+                os.write(fd, letter.encode())
+            os.write(fd, b">")
+        print([len(text) for text in secrets], open("/proc/1/status").read().count("recorder"), end="")
+    """
+    walked = recorder.run(*python(script), secrets=SECRETS)
+    assert (walked.stdout, walked.stderr) == (b"<***>[21, 37] 1", b"<***\n>")
+    assert not recorder.box.exists()
+    assert b"correct" not in recorder.log.read_bytes()
+
+
+def test_secrets_are_masked_across_the_ends_of_reads_frames_and_blocks(recorder: Recorder) -> None:
+    script = "import os, sys; sys.stdout.write(''.join(f'{n} {os.environ[\"PASSWORD\"]}|' for n in range(20_000)))"
+    walked = recorder.run(*python(script), secrets=SECRETS)
+    assert walked.stdout == b"".join(b"%d ***|" % n for n in range(20_000))
+    trailer = unpack_trailer(walked.trailer_payload, 0)
+    assert trailer is not None
+    [totals] = trailer.totals
+    assert (totals.bytes, totals.crc32) == (len(walked.stdout), zlib.crc32(walked.stdout))
+
+
+def test_output_that_begins_like_a_secret_is_shown_after_a_moment_and_no_more_of_the_secret(recorder: Recorder) -> None:
+    script = """if 1:
+        import os, sys
+        os.write(1, b"> correct")
+        sys.stdin.read(1)
+        os.write(1, b" horse/battery!")
+    """
+    read, write = os.pipe()
+    running = recorder.start(*python(script), secrets=SECRETS, stdin=read)
+    running.wrote(b"cor***")
+    os.write(write, b".")
+    assert running.end() == (0, "")
+    os.close(read)
+    os.close(write)
+    assert walk(recorder.log).stdout == b"> cor***!"
+
+
+def test_output_that_begins_like_a_secret_is_shown_while_the_other_output_goes_on(recorder: Recorder) -> None:
+    script = """if 1:
+        import os, signal, time
+        signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+        os.write(1, b"~^")
+        while True:
+            os.write(2, b"x")
+            time.sleep(0.001)
+    """
+    running = recorder.start(*python(script), secrets={"A": b"~^secret value"})
+    running.wrote(b"~^")
+    running.send(signal.SIGTERM)
+    running.end()
+
+
+@pytest.mark.parametrize(
+    ("content", "number", "status"), [(None, 1, 119), (b"A=b\0", 2, 118), (b"A=b", 1, 118), (b"A\0", 1, 118)]
+)
+def test_without_its_secrets_a_command_does_not_run(
+    recorder: Recorder, content: bytes | None, number: int, status: int
+) -> None:
+    if content is not None:
+        (recorder.box / "secrets").write_bytes(content)
+    options = ("--execution", EXECUTION_ID, "--secrets", str(number), str(recorder.box), "--", "touch", "/ran")
+    code, words = recorder.start(options=options).end()
+    assert (code, "secrets" in words) == (status, True)
+    assert recorder.log.read_bytes() == b""

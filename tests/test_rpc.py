@@ -1056,3 +1056,16 @@ async def test_the_end_counts_the_lines_of_an_execution_stopped_after_it_was_req
     await harness.jobs.StopJob(pb.StopJobRequest(job_id=job.id))
     *_, end = [message async for message in harness.stream(job.execution.id)]
     assert [(total.source, total.bytes) for total in end.end.totals] == [(pb.SOURCE_SYSTEM, len("pulling busybox\n"))]
+
+
+async def test_an_execution_without_outputs_says_why_it_has_none(harness: RpcHarness) -> None:
+    job = await harness.enqueue()
+    with pytest.raises(grpc.aio.AioRpcError, match="has no outputs: it has not ended") as refused:
+        await harness.executions.ReadOutputs(pb.ReadOutputsRequest(execution_id=job.execution.id))
+    assert (refused.value.code(), reason(refused.value)) == (grpc.StatusCode.NOT_FOUND, "OUTPUTS_NOT_FOUND")
+
+
+async def test_a_credential_that_the_operator_does_not_have_is_refused_by_name(harness: RpcHarness) -> None:
+    with pytest.raises(grpc.aio.AioRpcError, match="nobody") as refused:
+        await harness.enqueue(registry_credential="nobody")
+    assert reason(refused.value) == "REGISTRY_CREDENTIAL_NOT_FOUND"

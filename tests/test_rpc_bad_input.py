@@ -121,6 +121,7 @@ CALLS = {
     "StopJob": any_of(pb.StopJobRequest.DESCRIPTOR),
     "PauseSchedule": any_of(pb.PauseScheduleRequest.DESCRIPTOR),
     "ResumeSchedule": any_of(pb.ResumeScheduleRequest.DESCRIPTOR),
+    "ReadOutputs": any_of(pb.ReadOutputsRequest.DESCRIPTOR),
     "UploadInput": any_of(pb.UploadInputRequest.DESCRIPTOR),
     "WatchJobs": any_of(pb.WatchJobsRequest.DESCRIPTOR),
 }

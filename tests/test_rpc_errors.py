@@ -72,6 +72,26 @@ async def test_a_store_that_cannot_be_read_is_told_and_when_to_come_again(tmp_pa
     await harness.close()
 
 
+@pytest.mark.parametrize(
+    ("spec", "told", "metadata"),
+    [
+        ({"secret_envs": {"A": "db"}}, "SECRET_NOT_FOUND", {"secret": "db"}),
+        ({"registry_credential": "ci"}, "REGISTRY_CREDENTIAL_NOT_FOUND", {"registry_credential": "ci"}),
+    ],
+)
+async def test_a_job_that_names_what_the_operator_does_not_have_is_refused(
+    tmp_path: Path, spec: dict[str, Any], told: str, metadata: dict[str, str]
+) -> None:
+    harness = RpcHarness(tmp_path)
+    await harness.server.start()
+    request = pb.EnqueueJobRequest(task_id="t", spec=pb.JobSpec(image="busybox", **spec))
+    with pytest.raises(grpc.aio.AioRpcError) as failed:
+        await harness.jobs.EnqueueJob(request)
+    assert (failed.value.code(), reason(failed.value)) == (grpc.StatusCode.NOT_FOUND, told)
+    assert dict(info(failed.value).metadata) == metadata
+    await harness.close()
+
+
 def refusals(kind: type[errors.Refusal] = errors.Refusal) -> Iterator[type[errors.Refusal]]:
     for each in kind.__subclasses__():
         # Not those that a test makes up.

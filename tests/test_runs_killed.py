@@ -24,6 +24,7 @@ from fastlane_grpc.v1 import fastlane_pb2 as pb
 from fastlane_grpc.v1 import fastlane_pb2_grpc as pb_grpc
 from tests.mails import Mails
 from tests.serving import within
+from tests.tally import tally
 from tests.test_crash import CrashHarness
 
 SEED = int(os.environ.get("CHAOS_SEED", "20261128"))
@@ -117,6 +118,7 @@ def test_schedules_and_retries_outlive_servers_that_are_killed(harness: CrashHar
         for _ in range(ROUNDS):
             threading.Event().wait(chance.uniform(1.0, 5.0))
             server.kill()
+            tally()
             server = harness.server(**clock)
         threading.Event().wait(2.0)
         with within(END_SECONDS):

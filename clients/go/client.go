@@ -9,6 +9,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"os"
 	"strings"
@@ -92,7 +93,10 @@ func (o Options) transport() (credentials.TransportCredentials, error) {
 			return nil, fmt.Errorf("%s has no certificate in PEM", o.TLSCA)
 		}
 	}
-	if o.TLSCert+o.TLSKey != "" {
+	if (o.TLSCert == "") != (o.TLSKey == "") {
+		return nil, errors.New("the certificate and its key go together: give both, or neither")
+	}
+	if o.TLSCert != "" {
 		own, err := tls.LoadX509KeyPair(o.TLSCert, o.TLSKey)
 		if err != nil {
 			return nil, fmt.Errorf("%s and %s: %w", o.TLSCert, o.TLSKey, err)

@@ -17,6 +17,7 @@ from fastlane_grpc.api.log_stream import (
 )
 from fastlane_grpc.api.notification_payload import payload
 from fastlane_grpc.api.notification_validation import Receivers
+from fastlane_grpc.api.outputs import OutputReader
 from fastlane_grpc.api.pages import PageRequest, PageResult, TaskQuery
 from fastlane_grpc.api.service import EnqueueRequest, PruneRequest, Service
 from fastlane_grpc.store import ExecutionQuery, JobQuery
@@ -32,6 +33,7 @@ __all__ = [
     "LogEvent",
     "LogRequest",
     "LogSuspended",
+    "OutputReader",
     "PageRequest",
     "PageResult",
     "PruneRequest",

@@ -1,11 +1,11 @@
-"""The choice of what jobs may use: networks and volumes of their hosts, and credentials of the operator."""
+"""The choice of what jobs may use: networks and volumes of their hosts, secrets of the operator."""
 
 from collections.abc import Iterator
 
 from fastlane_grpc.config import Settings
 from fastlane_grpc.errors import Refusal, Violation
 from fastlane_grpc.model import JobSpec
-from fastlane_grpc.secrets import RegistryCredentials
+from fastlane_grpc.secrets import NamedSecrets, RegistryCredentials
 
 
 class AllowLists:
@@ -16,6 +16,7 @@ class AllowLists:
         self._networks = {host.name: frozenset(host.allow_networks) for host in settings.hosts}
         self._volumes = {host.name: frozenset(host.allow_volumes) for host in settings.hosts}
         self._credentials = RegistryCredentials(settings.registries)
+        self._secrets = NamedSecrets(settings.secrets)
 
     def violations(self, task_id: str, spec: JobSpec) -> Iterator[Violation]:
         """Yield a violation for each network and each volume that the job may not use."""
@@ -36,6 +37,8 @@ class AllowLists:
         try:
             if spec.registry_credential:
                 self._credentials.named(spec.registry_credential, task_id)
+            for name in spec.secret_envs.values():
+                self._secrets.check(name, task_id)
         except Refusal as refusal:
             return refusal
         return None

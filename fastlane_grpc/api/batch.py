@@ -98,7 +98,9 @@ async def _read_requests(
         task_id, request_id = each.task_id, each.request_id
         # Equal specs may have different encodings: then they are checked twice.
         # What a job may use depends on its task.
-        depends_on_task = each.spec.network or each.spec.volumes or each.spec.registry_credential
+        depends_on_task = (
+            each.spec.network or each.spec.volumes or each.spec.registry_credential or each.spec.secret_envs
+        )
         checked = (each.spec.SerializeToString(), task_id if depends_on_task else "")
         found: _Checked | Refusal | None = valid.get(checked)
         if found is None or unknown or not validation.are_ids_valid(task_id, request_id):

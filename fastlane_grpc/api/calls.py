@@ -20,7 +20,7 @@ from fastlane_grpc.trust import PERMISSIONS
 from fastlane_grpc.v1 import fastlane_pb2 as pb
 
 # Beyond the first release; GetServerInfo names them.
-FEATURES = ("audit", "batches", "cron", "inputs", "job-logs", "limits", "notifications", "retries", "watch")
+FEATURES = ("audit", "batches", "cron", "inputs", "job-logs", "limits", "notifications", "outputs", "retries", "watch")
 
 # What is stored means nothing until a job names it, and that is in the audit.
 NOT_AUDITED = frozenset({"UploadInput"})
@@ -140,6 +140,10 @@ class Calls:
         )
         return response
 
+    async def read_outputs(self, request: pb.ReadOutputsRequest) -> pb.ReadOutputsResponse:
+        data, outputs = await self._service.read_outputs(request.execution_id, request.offset, request.max_bytes)
+        return pb.ReadOutputsResponse(data=data, size_bytes=outputs.size_bytes, sha256=outputs.sha256)
+
     async def stop_execution(self, request: pb.StopExecutionRequest) -> pb.StopExecutionResponse:
         grace, violations = converters.read_grace(request)
         execution = await self._service.stop_execution(
@@ -220,6 +224,7 @@ class Calls:
             keep_jobs=times.duration(settings.keep_jobs),
             default_history=settings.default_history,
             max_input_bytes=settings.max_input_bytes,
+            max_output_bytes=settings.max_output_bytes,
             features=FEATURES,
         )
 

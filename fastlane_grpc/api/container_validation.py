@@ -17,6 +17,7 @@ MAX_HOSTS = 64
 MAX_TMPFS = MAX_VOLUMES = MAX_ULIMITS = MAX_SEARCH_DOMAINS = MAX_DNS_OPTIONS = 16
 MAX_DNS_SERVERS = 8
 MAX_INPUTS = 64
+MAX_OUTPUTS = 16
 MAX_CAPABILITIES = 64
 
 # The engine's minimum, which the container's first process needs.
@@ -175,6 +176,21 @@ def inputs_violations(spec: JobSpec) -> Iterator[Violation]:
         for name, number_of_owner in (("uid", each.uid), ("gid", each.gid)):
             if number_of_owner > _HIGHEST_ID:
                 yield Violation(f"{field}.{name}", f"is {number_of_owner}; it must be at most {_HIGHEST_ID}")
+
+
+def outputs_violations(outputs: Sequence[str]) -> Iterator[Violation]:
+    if len(outputs) > MAX_OUTPUTS:
+        yield _too_many("spec.outputs", len(outputs), MAX_OUTPUTS)
+        return
+    for number, path in enumerate(outputs):
+        if fault := _path_fault(path):
+            yield Violation(f"spec.outputs[{number}]", fault)
+        elif around := next((other for other in outputs[:number] if _overlap(path, other)), ""):
+            yield Violation(f"spec.outputs[{number}]", f"{_shown(path)} and {_shown(around)} overlap")
+
+
+def _overlap(one: str, other: str) -> bool:
+    return f"{one}/".startswith(f"{other}/") or f"{other}/".startswith(f"{one}/")
 
 
 def network_violations(network: str) -> Iterator[Violation]:

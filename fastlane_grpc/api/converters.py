@@ -31,6 +31,7 @@ from fastlane_grpc.model import (
     JobSpec,
     LogTotals,
     Outcome,
+    Outputs,
     PullPolicy,
     Source,
     State,
@@ -288,8 +289,10 @@ def _read_spec(spec: pb.JobSpec, violations: list[Violation]) -> JobSpec:
         dns=container_converters.read_dns(spec.dns) if spec.HasField("dns") else None,
         cap_drop=tuple(spec.cap_drop),
         volumes=container_converters.read_volumes(spec.volumes) if spec.volumes else (),
+        outputs=tuple(spec.outputs),
         inputs=container_converters.read_inputs(spec.inputs) if spec.inputs else (),
         registry_credential=spec.registry_credential,
+        secret_envs=_read_map(spec.secret_envs),
     )
 
 
@@ -391,6 +394,8 @@ def _write_spec(message: pb.JobSpec, value: JobSpec) -> None:
     message.pull_policy = pb.JobSpec.PullPolicy.ValueType(value.pull_policy)
     message.network = value.network
     message.registry_credential = value.registry_credential
+    if value.secret_envs:
+        message.secret_envs.update(value.secret_envs)
     message.read_only_root = value.read_only_root
     message.stop_signal = value.stop_signal
     if value.stop_grace is not None:
@@ -414,6 +419,8 @@ def _write_spec(message: pb.JobSpec, value: JobSpec) -> None:
     schedule_converters.write_policies(message, value)
     if value.extra_hosts or value.tmpfs or value.ulimits or value.dns or value.cap_drop or value.volumes:
         container_converters.write_options(message, value)
+    if value.outputs:
+        message.outputs.extend(value.outputs)
     if value.inputs:
         container_converters.write_inputs(message, value.inputs)
 
@@ -449,6 +456,8 @@ def write_execution(message: pb.Execution, value: Execution, waits: Waiting | No
         message.logs.extend(map(totals, value.logs))
     if value.usage is not None:
         _write_usage(message.usage, value.usage)
+    if value.outputs is not None:
+        _write_outputs(message.outputs, value.outputs)
     if value.tick_time is not None:
         write_time(message.tick_time, value.tick_time)
     message.memory_bytes = value.memory_bytes
@@ -464,6 +473,13 @@ def _write_usage(message: pb.Usage, value: Usage) -> None:
         message.read_bytes = value.read_bytes
     if value.written_bytes is not None:
         message.written_bytes = value.written_bytes
+
+
+def _write_outputs(message: pb.Outputs, value: Outputs) -> None:
+    message.SetInParent()
+    message.size_bytes, message.sha256, message.entries = value.size_bytes, value.sha256, value.entries
+    message.missing.extend(value.missing)
+    message.fault, message.detail = pb.Outputs.Fault.ValueType(value.fault), value.detail
 
 
 def waiting(value: Waiting) -> pb.Waiting:

@@ -47,7 +47,9 @@ TABLE: Mapping[type[errors.Refusal], ErrorEntry] = {
     errors.RegistryCredentialNotFound: ErrorEntry(
         code_pb2.NOT_FOUND, Reason.ERROR_REASON_REGISTRY_CREDENTIAL_NOT_FOUND, 404
     ),
+    errors.SecretNotFound: ErrorEntry(code_pb2.NOT_FOUND, Reason.ERROR_REASON_SECRET_NOT_FOUND, 404),
     errors.DeliveryNotFound: ErrorEntry(code_pb2.NOT_FOUND, Reason.ERROR_REASON_DELIVERY_NOT_FOUND, 404),
+    errors.OutputsNotFound: ErrorEntry(code_pb2.NOT_FOUND, Reason.ERROR_REASON_OUTPUTS_NOT_FOUND, 404),
     errors.RequestIdReused: ErrorEntry(code_pb2.ALREADY_EXISTS, Reason.ERROR_REASON_REQUEST_ID_REUSED, 409),
     errors.HostNotFound: ErrorEntry(code_pb2.NOT_FOUND, Reason.ERROR_REASON_HOST_NOT_FOUND, 404),
     errors.JobNotFinal: ErrorEntry(code_pb2.FAILED_PRECONDITION, Reason.ERROR_REASON_JOB_NOT_FINAL, 409),

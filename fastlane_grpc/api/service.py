@@ -24,6 +24,7 @@ from fastlane_grpc.api.job_log_stream import JobLogRequest, JobWatches, job_log_
 from fastlane_grpc.api.limits import update_task_violations, why_limited
 from fastlane_grpc.api.log_stream import LogRequest, Send, StreamEncoding, log_stream
 from fastlane_grpc.api.notification_validation import Receivers, notification_violations
+from fastlane_grpc.api.outputs import MAX_PART_BYTES, OutputReader
 from fastlane_grpc.api.pages import PageRequest, PageResult, TaskQuery, position_of
 from fastlane_grpc.api.schedule_validation import MAX_PREVIEW, preview_violations
 from fastlane_grpc.api.unstored_stops import UnstoredStops
@@ -34,6 +35,7 @@ from fastlane_grpc.config import Settings
 from fastlane_grpc.errors import (
     DiskFull,
     InvalidRequest,
+    OutputsNotFound,
     Refusal,
     ServerStopping,
     StoreFailed,
@@ -51,6 +53,7 @@ from fastlane_grpc.model import (
     Job,
     JobSpec,
     Notification,
+    Outputs,
     State,
     Stop,
     StopCause,
@@ -178,6 +181,7 @@ class Service:
         settings: Settings,
         watches: WatchHub,
         inputs: Inputs,
+        outputs: OutputReader,
         receivers: Receivers = NO_RECEIVERS,
     ) -> None:
         """`receivers`: what notifications can be sent to."""
@@ -189,6 +193,7 @@ class Service:
         self._retention = retention
         self._watches = watches
         self._inputs = inputs
+        self._outputs = outputs
         self._receivers = receivers
         self._allow_lists = AllowLists(settings)
         self.job_watches = JobWatches()
@@ -311,6 +316,23 @@ class Service:
         _require("execution_id", execution_id)
         execution, ahead = await self._store.execution_in_line(execution_id, _MOST_AHEAD)
         return execution, self._waiting_behind(execution, ahead)
+
+    async def read_outputs(self, execution_id: str, offset: int, max_bytes: int) -> tuple[bytes, Outputs]:
+        """Return a part of the archive of an execution's outputs, and what the archive is. OutputsNotFound."""
+        self._check_serving()
+        _require("execution_id", execution_id)
+        if max_bytes < 0:
+            raise InvalidRequest([Violation("max_bytes", f"is {max_bytes}; it must be 0 (1 MiB) or more")])
+        execution = await self._store.execution(execution_id)
+        outputs = execution.outputs
+        if outputs is None or not outputs.size_bytes:
+            raise OutputsNotFound(execution_id, _why_no_outputs(execution))
+        if not 0 <= offset <= outputs.size_bytes:
+            raise InvalidRequest(
+                [Violation("offset", f"is {offset}; it must be from 0 to {outputs.size_bytes}, the size")]
+            )
+        size = min(max_bytes or MAX_PART_BYTES, MAX_PART_BYTES)
+        return await self._outputs.part(execution_id, offset, size), outputs
 
     async def stop(
         self, job_id: str, *, note: str, grace: timedelta | None, conversion_violations: Sequence[Violation] = ()
@@ -727,3 +749,11 @@ def validated_job(request: EnqueueRequest, array: ArrayPosition | None = None) -
     """Return the job as it would be kept, without ids."""
     job = first_job("", request.task_id, request.spec, utc_now(), request.request_id, request.caller_address, array)
     return replace(job, execution=replace(job.execution, id=""))
+
+
+def _why_no_outputs(execution: Execution) -> str:
+    if not execution.state.final:
+        return "it has not ended"
+    if execution.outputs is None:
+        return "its job asks for none, or its container never began"
+    return execution.outputs.detail or "its container had none of the paths"

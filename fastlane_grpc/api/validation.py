@@ -14,6 +14,7 @@ from fastlane_grpc.api.container_validation import (
     limits_violations,
     network_violations,
     options_violations,
+    outputs_violations,
 )
 from fastlane_grpc.api.schedule_validation import never_ticks_violations, policy_violations
 from fastlane_grpc.errors import InvalidRequest, Violation
@@ -26,6 +27,7 @@ from fastlane_grpc.text.shell_words import split_command
 MAX_VIOLATIONS = 16
 MAX_WORDS = 10_000
 MAX_NOTE = 256
+MAX_SECRETS = 64
 MAX_REQUEST_ID = 128
 MAX_TAIL_LINES = 1_000_000
 MAX_GRACE = timedelta(hours=1)
@@ -37,6 +39,7 @@ MIN_HEARTBEAT, MAX_HEARTBEAT = timedelta(seconds=1), timedelta(seconds=60)
 DEFAULT_SECRET_NAMES = SecretNames()
 
 _TASK_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
+_SECRET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}(/[A-Za-z0-9_-][A-Za-z0-9._-]{0,127})?")
 _ID_PREFIX = re.compile(r"[0-9a-f-]{0,36}")
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
@@ -91,8 +94,12 @@ def enqueue_violations(
         yield from options_violations(spec)
     if spec.inputs:
         yield from inputs_violations(spec)
+    if spec.outputs:
+        yield from outputs_violations(spec.outputs)
     if spec.registry_credential:
         yield from credential_violations(spec.registry_credential)
+    if spec.secret_envs:
+        yield from _secret_envs_violations(spec, secret_names)
     if spec.timeout is not None and not timedelta(milliseconds=1) <= spec.timeout <= max_timeout:
         yield Violation("spec.timeout", f"must be from 1 ms to {_seconds(max_timeout)}, the server's max_timeout")
     if spec.stop_grace is not None:
@@ -249,6 +256,20 @@ def _command_violations(spec: JobSpec, secret_names: SecretNames) -> Iterator[Vi
                 "spec.entrypoint[0]",
                 "is empty: one empty string alone means no entrypoint, a program comes first otherwise",
             )
+
+
+def _secret_envs_violations(spec: JobSpec, secret_names: SecretNames) -> Iterator[Violation]:
+    if len(spec.secret_envs) > MAX_SECRETS:
+        yield Violation("spec.secret_envs", f"has {len(spec.secret_envs)} entries; at most {MAX_SECRETS} are allowed")
+        return
+    for variable, name in spec.secret_envs.items():
+        field = f"spec.secret_envs[{json.dumps(_shown_name(variable, secret_names)[:100])}]"
+        if fault := _env_fault(variable, "", secret_names):
+            yield Violation(field, fault)
+        elif variable in spec.envs:
+            yield Violation(field, "is in spec.envs as well; set the variable once")
+        elif not _SECRET.fullmatch(name):
+            yield Violation(field, f"{_shown(name)} is not the name of a secret, as db-password or vault/db-password")
 
 
 def _envs_violations(envs: Mapping[str, str], secret_names: SecretNames) -> Iterator[Violation]:

@@ -16,7 +16,7 @@ MAX_MANIFEST_BYTES: Final = 1 << 16
 
 _UUID = r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}"
 _INPUT = re.compile(r"inputs/[0-9a-f]{64}")
-_RECORD = re.compile(rf"logs/\d{{4}}-\d\d-\d\d/{_UUID}/(log|system)")
+_RECORD = re.compile(rf"logs/\d{{4}}-\d\d-\d\d/{_UUID}/(log|system|outputs)")
 
 
 class BackupError(Exception):

@@ -43,7 +43,7 @@ def record_names(data_dir: Path) -> Iterator[str]:
     logs = data_dir / "logs"
     for day in _names(logs):
         for execution_id in _names(logs / day):
-            for record in ("log", "system"):
+            for record in ("log", "system", "outputs"):
                 name = f"logs/{day}/{execution_id}/{record}"
                 if is_record(name):
                     yield name

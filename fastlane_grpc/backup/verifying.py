@@ -10,7 +10,7 @@ from fastlane_grpc.backup.manifest import DATABASE, BackupError
 from fastlane_grpc.backup.taking import input_names, record_names
 from fastlane_grpc.errors import StoreFailed
 from fastlane_grpc.logs import Logs
-from fastlane_grpc.model import Execution, LogTotals, Source
+from fastlane_grpc.model import Execution, LogTotals, Outputs, Source
 from fastlane_grpc.record import Gap, Position, RecordReader
 from fastlane_grpc.store.offline import executions_with_logs, faults_of, inputs_of_jobs, kept
 
@@ -91,7 +91,21 @@ def _faults_of_logs(found: Verification, logs: Logs, execution: Execution) -> li
     output = [each for each in execution.logs if each.source is not Source.SYSTEM]
     system = [each for each in execution.logs if each.source is Source.SYSTEM]
     faults = _faults_of_record(found, logs.output_path(execution.id), execution.id, output)
-    return faults + _faults_of_record(found, logs.system_path(execution.id), execution.id, system)
+    faults += _faults_of_record(found, logs.system_path(execution.id), execution.id, system)
+    return faults + _faults_of_outputs(logs.outputs_path(execution.id), execution.outputs)
+
+
+def _faults_of_outputs(path: Path, outputs: Outputs | None) -> list[str]:
+    if outputs is None or not outputs.size_bytes:
+        return []
+    try:
+        with path.open("rb") as archive:
+            correct = file_digest(archive, "sha256").hexdigest() == outputs.sha256
+    except FileNotFoundError:
+        return [f"{path} is missing"]
+    except OSError as error:
+        return [f"{path} cannot be read: {error.strerror}"]
+    return [] if correct else [f"{path} is damaged: it has another checksum than it had"]
 
 
 def _faults_of_record(found: Verification, path: Path, execution_id: str, expected: list[LogTotals]) -> list[str]:

@@ -16,13 +16,13 @@ from typing import Any, Protocol
 
 import structlog
 
-from fastlane_grpc.backend import Image
-from fastlane_grpc.capture.capture import ContainerEnd, ask_record, not_kept, trailer_of
+from fastlane_grpc.backend import CannotRun, Image
+from fastlane_grpc.capture.capture import ContainerEnd, ReadSecrets, ask_record, not_kept, trailer_of
 from fastlane_grpc.capture.frames import Frames, Pieces
 from fastlane_grpc.capture.handoff import CommandStatus, Delivery
 from fastlane_grpc.capture.record_retries import retry_until_written
 from fastlane_grpc.machine.shortage import outlast
-from fastlane_grpc.model import Cause, Source
+from fastlane_grpc.model import Cause, Reason, Source
 from fastlane_grpc.record import NotARecord, RecordReader, RecordSealed, RecordWriter, Trailer
 from fastlane_grpc.supervisor import thread
 
@@ -93,6 +93,15 @@ class AttachCapture:
 
     def wrap(self, body: Mapping[str, Any], image: Image) -> Mapping[str, Any]:
         return body
+
+    def use_secrets(self, read: ReadSecrets) -> None:
+        raise CannotRun(
+            Reason.SECRET_UNAVAILABLE,
+            "the host captures output by attach, which cannot mask the secrets of the job: they need the recorder",
+        )
+
+    def discard_secrets(self) -> None:
+        """Do nothing, as there are none."""
 
     @property
     def following(self) -> bool:

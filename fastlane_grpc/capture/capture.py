@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeAlias, TypeVar
 
 from fastlane_grpc.backend import Image
 from fastlane_grpc.capture.handoff import CommandStatus, Delivery
@@ -15,6 +15,9 @@ from fastlane_grpc.model import Execution, LogTotals
 from fastlane_grpc.record import RecordReader, Trailer
 
 T = TypeVar("T")
+
+# Returns the value of each variable.
+ReadSecrets: TypeAlias = Callable[[], Mapping[str, bytes]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +52,15 @@ class Capture(Protocol):
 
         Called before the container is created. Raises CannotRun if the container cannot be captured in this way.
         """
+
+    def use_secrets(self, read: ReadSecrets) -> None:
+        """Give variables with secrets to the command of each container, and mask their values in the record.
+
+        `wrap` raises what `read` raises. Raises CannotRun if this way of capture cannot mask.
+        """
+
+    def discard_secrets(self) -> None:
+        """Delete secrets that are on their way to a container that is not started."""
 
     def open(self, container_id: str) -> None:
         """Follow all output from the start on. Called before the start; the output is followed when this returns.

@@ -19,10 +19,11 @@ import os
 import secrets
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from enum import Enum
 from pathlib import Path
+from types import MappingProxyType
 
 import structlog
 
@@ -58,6 +59,11 @@ class Delivery(Enum):
     TAKEN = "taken"
 
 
+# The file of secrets beside the second name of the record: variables, each with a NUL at its end.
+_SECRETS = "secrets"
+NO_VARIABLES: Mapping[str, bytes] = MappingProxyType({})
+
+
 class RecordHandoff:
     """The hand-off of one execution's record, in the directory of the execution.
 
@@ -70,9 +76,10 @@ class RecordHandoff:
         self._deletions: dict[Path, Deletion] = {}
         self._warned = False
 
-    def make(self) -> Path:
+    def make(self, variables: Mapping[str, bytes] = NO_VARIABLES) -> Path:
         """Create a directory to mount, with the empty record under its second name, writable for any user.
 
+        `variables`: secrets of the command, which the recorder takes from the directory.
         Raises FileExistsError if a command of this execution has run already, OSError if there is no room.
         """
         self._directory.mkdir(parents=True, exist_ok=True)
@@ -89,9 +96,17 @@ class RecordHandoff:
         mount = self._directory / f"box-{secrets.token_hex(4)}"
         mount.mkdir()
         mount.chmod(0o777)
+        if variables:
+            _write_secrets(mount / _SECRETS, variables)
         (mount / "log").hardlink_to(self.record)
         _sync(self._directory)
         return mount
+
+    def discard_secrets(self) -> None:
+        """Delete secrets that no recorder has taken."""
+        for mount in self.mounted():
+            with suppress(OSError):
+                (mount / _SECRETS).unlink()
 
     def mounted(self) -> list[Path]:
         """Return the directories of `make` that still exist, as far as that can be seen."""
@@ -293,6 +308,17 @@ def _is_pending(process: int, number: int) -> bool:
         return False
     pending = int(fields["SigPnd"], 16) | int(fields["ShdPnd"], 16)
     return fields["State"].split()[0] != "Z" and bool(pending >> (number - 1) & 1)
+
+
+def _write_secrets(path: Path, variables: Mapping[str, bytes]) -> None:
+    """Write the file, which any user may read and change: the recorder is the container's user.
+
+    It is not synced: the less of it is on the disk, the better.
+    """
+    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    with os.fdopen(file, "wb") as stream:
+        os.fchmod(file, 0o666)
+        stream.writelines(name.encode() + b"=" + value + b"\0" for name, value in variables.items())
 
 
 def _sync(directory: Path) -> None:

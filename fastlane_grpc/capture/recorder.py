@@ -19,7 +19,7 @@ import structlog
 
 from fastlane_grpc import recorder as program
 from fastlane_grpc.backend import CannotRun, Image
-from fastlane_grpc.capture.capture import ContainerEnd, ask_record, not_kept, trailer_of
+from fastlane_grpc.capture.capture import ContainerEnd, ReadSecrets, ask_record, not_kept, trailer_of
 from fastlane_grpc.capture.handoff import CommandStatus, Delivery, RecordHandoff
 from fastlane_grpc.capture.handoff_watcher import handoff_watcher
 from fastlane_grpc.capture.record_retries import retry_until_written
@@ -56,10 +56,12 @@ class Recorder:
         binary = program.binary(architecture)
         return cls(_installed(binary, data_dir / "recorder"), data_dir, seen_as, max_log_bytes) if binary else None
 
-    def wrap(self, body: Mapping[str, Any], image: Image, mount: Path, execution_id: str) -> Mapping[str, Any]:
+    def wrap(
+        self, body: Mapping[str, Any], image: Image, mount: Path, execution_id: str, *, variables: int = 0
+    ) -> Mapping[str, Any]:
         """Return the body of a container whose PID 1 is the recorder, which runs the container's original command.
 
-        Raises CannotRun if there is no command.
+        `variables`: the number of those in the file of secrets. Raises CannotRun if there is no command.
         """
         words = _command(body, image)
         if not words:
@@ -69,6 +71,7 @@ class Recorder:
         host = body["HostConfig"]
         limits, privileges = _ulimits(host), _capabilities(host)
         recorder = [PROGRAM_TARGET, "--execution", execution_id, "--limit", str(self.max_log_bytes)]
+        recorder += ["--secrets", str(variables)] if variables else []
         recorder += [*limits.options, *privileges.options, MOUNT_TARGET, "--"]
         mounts = [
             {"Type": "bind", "Source": self._seen(self.program), "Target": PROGRAM_TARGET, "ReadOnly": True},
@@ -141,6 +144,7 @@ class RecorderCapture:
         self._handoff = RecordHandoff(directory)
         self._execution_id = execution_id
         self._recorder = recorder
+        self._read_secrets: ReadSecrets = dict
         self._released = False
         # The recorder did not write its trailer: the amount of lost output is unknown.
         self._cut = False
@@ -153,9 +157,16 @@ class RecorderCapture:
     def wrap(self, body: Mapping[str, Any], image: Image) -> Mapping[str, Any]:
         assert self._recorder is not None
         self._expect([])
-        mount = self._handoff.make()
+        variables = self._read_secrets()
+        mount = self._handoff.make(variables)
         self._expect([mount])
-        return self._recorder.wrap(body, image, mount, self._execution_id)
+        return self._recorder.wrap(body, image, mount, self._execution_id, variables=len(variables))
+
+    def use_secrets(self, read: ReadSecrets) -> None:
+        self._read_secrets = read
+
+    def discard_secrets(self) -> None:
+        self._handoff.discard_secrets()
 
     def open(self, container_id: str) -> None:
         """Do nothing, as the recorder needs no reader."""

@@ -37,6 +37,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "tasks": ("lists.tasks", "List tasks, with the number of their jobs."),
     "task": ("task.task", "Limit or pause a task, or say whom to notify."),
     "hosts": ("hosts.hosts", "List, drain and resume the container engines."),
+    "outputs": ("outputs.outputs", "Unpack the files that were kept of a job."),
     "stop": ("stop.stop", "Stop jobs, by their ids or by a filter."),
     "retry": ("retry.retry", "Run jobs once more that have ended."),
     "deliveries": ("deliveries.deliveries", "List notifications and whether they were delivered."),
@@ -78,6 +79,7 @@ OTHER_NAMES: Mapping[str, str] = {
     **dict.fromkeys(["notifications", "webhooks", "outbox"], "deliveries"),
     **dict.fromkeys(["resend", "notify"], "redeliver"),
     **dict.fromkeys(["history", "who"], "audit"),
+    **dict.fromkeys(["artifacts", "download", "cp"], "outputs"),
 }
 
 

@@ -45,6 +45,7 @@ from fastlane_grpc.client.events import (
 )
 from fastlane_grpc.client.inputs import CannotPack, Input, packed
 from fastlane_grpc.client.json_requests import request_from_json
+from fastlane_grpc.client.outputs import CannotUnpack, OutputsDamaged, unpack_outputs
 from fastlane_grpc.client.policies import Cron, Duration, Mail, MemoryGrowth, Retry, Unique, Webhook
 from fastlane_grpc.client.requests import (
     AuditFilter,
@@ -75,6 +76,7 @@ __all__ = [
     "AuditFilter",
     "Backoff",
     "CannotPack",
+    "CannotUnpack",
     "CaughtUp",
     "ChangesMissed",
     "Client",
@@ -111,6 +113,7 @@ __all__ = [
     "NoSchedule",
     "NotFound",
     "Output",
+    "OutputsDamaged",
     "PermissionDenied",
     "Reconnected",
     "RequestIdReused",
@@ -139,4 +142,5 @@ __all__ = [
     "proxy",
     "request_from_json",
     "tls_advice",
+    "unpack_outputs",
 ]

@@ -18,10 +18,11 @@ from fastlane_grpc.text.time_span import span_of
 _WORDS = {
     "args": "for one string use command=",
     "entrypoint": 'for one program use entrypoint=["PROGRAM"]',
+    "outputs": 'for one path use outputs=["/PATH"]',
     "cap_drop": 'for one capability use cap_drop=["NAME"]',
     "job_ids": 'for one job use job_ids=["ID"]',
 }
-_MAPPINGS = {"envs", "labels", "extra_hosts"}
+_MAPPINGS = {"envs", "labels", "extra_hosts", "secret_envs"}
 _ENUMS = {"states": "[STATE_FAILED]", "sources": "[STDOUT]"}
 _DURATIONS = {
     *("timeout", "stop_grace", "start_in", "grace", "heartbeat", "give_up_after", "retry_for"),

@@ -9,7 +9,7 @@ from typing import BinaryIO, Self, TypeVar, Unpack
 
 import grpc
 
-from fastlane_grpc.client import channel, requests
+from fastlane_grpc.client import channel, outputs, requests
 from fastlane_grpc.client.async_tail import AsyncTail
 from fastlane_grpc.client.async_watch import AsyncWatch
 from fastlane_grpc.client.batches import EnqueueResult, batches, halves, is_repeatable, is_too_large, results
@@ -220,6 +220,13 @@ class AsyncClient:
         async for page in self._pages(self._executions.ListExecutions, requests.executions(**filter)):
             for execution in page.executions:
                 yield execution
+
+    async def read_outputs(self, execution_id: str, file: BinaryIO) -> None:
+        """Writes the archive of an execution's outputs to a file, part by part, by a thread, and checks its checksum.
+        `unpack_outputs` unpacks it. NotFound: it has none. OutputsDamaged."""
+        parts = outputs.Parts(execution_id, file)
+        while not await asyncio.to_thread(parts.note, await self._call(self._executions.ReadOutputs, parts.next())):
+            pass
 
     async def stop_execution(self, execution_id: str, note: str = "", grace: Duration | None = None) -> pb.Execution:
         """Stop one execution, as `stop` does with a job."""

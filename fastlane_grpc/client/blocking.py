@@ -11,7 +11,7 @@ from typing import BinaryIO, Self, TypeVar, Unpack
 
 import grpc
 
-from fastlane_grpc.client import channel, requests
+from fastlane_grpc.client import channel, outputs, requests
 from fastlane_grpc.client.batches import EnqueueResult, batches, halves, is_repeatable, is_too_large, results
 from fastlane_grpc.client.errors import Error, error_of
 from fastlane_grpc.client.inputs import Parts
@@ -225,6 +225,13 @@ class Client:
         """Executions, newest first; a page is fetched when it is needed, to the last one."""
         for page in self._pages(self._executions.ListExecutions, requests.executions(**filter)):
             yield from page.executions
+
+    def read_outputs(self, execution_id: str, file: BinaryIO) -> None:
+        """Writes the archive of an execution's outputs to a file, part by part, and checks its checksum.
+        `unpack_outputs` unpacks it. NotFound: it has none. OutputsDamaged."""
+        parts = outputs.Parts(execution_id, file)
+        while not parts.note(self._call(self._executions.ReadOutputs, parts.next())):
+            pass
 
     def stop_execution(self, execution_id: str, note: str = "", grace: Duration | None = None) -> pb.Execution:
         """Stop one execution, as `stop` does with a job."""

@@ -117,7 +117,7 @@ def _add(archive: "tarfile.TarFile", path: Path, name: str) -> None:
         archive.addfile(entry)
     elif stat.S_ISLNK(status.st_mode):
         entry.type, entry.linkname = tarfile.SYMTYPE, str(path.readlink())
-        if not _stays_within(name, entry.linkname):
+        if not stays_within(name, entry.linkname):
             raise CannotPack(f"{path} is a symbolic link to {entry.linkname}, which is not in the directory")
         archive.addfile(entry)
     elif stat.S_ISREG(status.st_mode):
@@ -134,8 +134,9 @@ def _add(archive: "tarfile.TarFile", path: Path, name: str) -> None:
     archive.members = []  # type: ignore[attr-defined]
 
 
-def _stays_within(name: str, target: str) -> bool:
-    if target.startswith("/"):
+def stays_within(name: str, target: str) -> bool:
+    """Return whether a symbolic link of this name, below a directory, leads to something below that directory."""
+    if not target or target.startswith("/") or "\0" in target:
         return False
     depth = name.count("/")
     for part in target.split("/"):

@@ -98,6 +98,8 @@ class JobOptions(TypedDict, total=False):
     volumes: Sequence[Volume]
     inputs: Sequence[Input]
     """Files that are written into the container before its start."""
+    outputs: Sequence[str]
+    """Absolute paths in the container that are kept after its end; see `read_outputs`."""
     ulimits: Sequence[Ulimit]
     extra_hosts: Mapping[str, str]
     """Additional host names and their IP addresses."""
@@ -105,6 +107,8 @@ class JobOptions(TypedDict, total=False):
     """Name resolution in place of the engine's."""
     cap_drop: Sequence[str]
     """Capabilities to take from the container, as "NET_RAW" or "ALL"."""
+    secret_envs: Mapping[str, str]
+    """Environment variables with secrets of the operator: the name of each variable's secret."""
     registry_credential: str
     """Name of the operator's credential with which the image is pulled."""
     request_id: str | None
@@ -325,11 +329,13 @@ def enqueue(
     tmpfs: Sequence[Tmpfs | str] = (),
     volumes: Sequence[Volume] = (),
     inputs: Sequence[Input] = (),
+    outputs: Sequence[str] = (),
     ulimits: Sequence[Ulimit] = (),
     extra_hosts: Mapping[str, str] = _NONE,
     dns: Dns | None = None,
     cap_drop: Sequence[str] = (),
     registry_credential: str = "",
+    secret_envs: Mapping[str, str] = _NONE,
     request_id: str | None = None,
     validate_only: bool = False,
 ) -> fastlane_pb2.EnqueueJobRequest:
@@ -360,12 +366,14 @@ def enqueue(
         stop_when_unwatched=to_duration(stop_when_unwatched),
         tmpfs=tmpfs_messages(tmpfs),
         volumes=[each.message() for each in volumes],
+        outputs=outputs,
         inputs=[each.message() for each in inputs],
         ulimits=[each.message() for each in ulimits],
         extra_hosts=extra_hosts,
         dns=dns_message(dns),
         cap_drop=cap_drop,
         registry_credential=registry_credential,
+        secret_envs=secret_envs,
     )
     limits = fastlane_pb2.Limits(
         memory_bytes=memory_bytes,

@@ -94,8 +94,9 @@ class DebugDump:
     def _write(self) -> None:
         path = self._settings.data_dir / DEBUG_DUMP
         new = path.with_suffix(".new")
-        text = json.dumps(self._document(), indent=1, ensure_ascii=False, default=str)
-        new.write_text(self._settings.secret_names.mask(text) + "\n", errors="replace")
+        # Each text by itself: in the whole, the setting `auth` would be taken for the name of a secret.
+        document = _masked(self._document(), self._settings.secret_names.mask)
+        new.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", errors="replace")
         new.rename(path)
         log.info("a debug dump was written", file=str(path))
 
@@ -107,7 +108,9 @@ class DebugDump:
             "disk": self._disk,
             "settings": lambda: shown_settings(self._settings),
             **self._parts(),
-            "last_warnings_and_errors": self._recent.lines,
+            "last_warnings_and_errors": lambda: [
+                self._settings.secret_names.shown_all(line) for line in self._recent.lines()
+            ],
             "threads": stacks_of_threads,
             "tasks": lambda: stacks_of_tasks(self._loop),
         }
@@ -128,6 +131,15 @@ class DebugDump:
     def _disk(self) -> object:
         path = self._settings.data_dir
         return {"bytes": disk_bytes(path), "free_bytes": free_bytes(path), "free_inodes": free_inodes(path)}
+
+
+def _masked(value: object, mask: Callable[[str], str]) -> object:
+    """Return the value as JSON has it, without secrets in its texts."""
+    if isinstance(value, Mapping):
+        return {mask(str(name)): _masked(each, mask) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_masked(each, mask) for each in value]
+    return value if value is None or isinstance(value, bool | int | float) else mask(str(value))
 
 
 def _told(tell: Callable[[], object]) -> object:

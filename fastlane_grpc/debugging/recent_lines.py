@@ -14,13 +14,13 @@ class RecentLines:
 
     def __init__(self) -> None:
         # Appended to by any thread: a deque needs no lock for that.
-        self._lines: deque[Mapping[str, object]] = deque(maxlen=_MOST_LINES)
+        self._lines: deque[Mapping[str, str]] = deque(maxlen=_MOST_LINES)
 
     def __call__(self, logger: Any, method: str, line: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
         if line.get("level") in _LEVELS:
             self._lines.append({name: str(value)[:_MOST_CHARACTERS] for name, value in line.items()})
         return line
 
-    def lines(self) -> Sequence[Mapping[str, object]]:
+    def lines(self) -> Sequence[Mapping[str, str]]:
         """Return the lines, oldest first."""
         return list(self._lines)

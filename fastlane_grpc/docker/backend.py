@@ -4,6 +4,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import BinaryIO
 
 from fastlane_grpc.backend import (
     BackendRefuses,
@@ -112,6 +113,13 @@ class DockerBackend:
             self.engine.unpack(handle.container_id, archive)
         except EngineRefuses as refusal:
             raise _gone_or(refusal, handle.container_id) from refusal
+
+    def mount_name(self, handle: Handle, target: str) -> str:
+        mounts = self.engine.mounts(handle.container_id) or {}
+        return mounts[Path(target)].name if Path(target) in mounts else ""
+
+    def archive(self, handle: Handle, path: str) -> BinaryIO | None:
+        return self.engine.archive(handle.container_id, path)
 
     def before_start(self, handle: Handle) -> Handle:
         return replace(unpacked(handle.text), epoch=self.engine.epoch()).packed()

@@ -9,19 +9,22 @@ import json
 import struct
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from io import BufferedReader
 from pathlib import Path
 from socket import SO_PEERCRED, SOL_SOCKET
-from typing import Any
+from typing import Any, BinaryIO
 from urllib.parse import urlencode
 
 from fastlane_grpc.backend import Container, Image, Info
 from fastlane_grpc.clock import engine_time
 from fastlane_grpc.docker.address import EngineAddress
-from fastlane_grpc.docker.engine_errors import EngineDown, EngineRefuses, diagnosis, passes
+from fastlane_grpc.docker.engine_errors import EngineDown, EngineRefuses, container_gone, diagnosis, passes
 from fastlane_grpc.docker.handle import DockerHandle
-from fastlane_grpc.docker.http import EngineRequest
+from fastlane_grpc.docker.http import EngineContent, EngineRequest
 from fastlane_grpc.docker.sdk_client import SdkClient, asked
 from fastlane_grpc.machine.shortage import outlast
+
+_READ_BYTES = 1 << 18
 
 INSTANCE_LABEL = "fastlane.instance"
 HOST_LABEL = "fastlane.host"
@@ -130,6 +133,18 @@ class Engine:
         headers = {"Content-Type": "application/x-tar"}
         path = f"/containers/{container_id}/archive?{query}"
         self._request("PUT", path, headers=headers, body=archive, answer_seconds=self._answer_seconds).cut()
+
+    def archive(self, container_id: str, path: str) -> BinaryIO | None:
+        """Open a tar archive of a path in a container; None: the container has no such path. EngineRefuses: there is
+        no such container."""
+        query = f"/containers/{container_id}/archive?{urlencode({'path': path})}"
+        try:
+            request = self._request("GET", query, answer_seconds=self._answer_seconds)
+        except EngineRefuses as refusal:
+            if refusal.status == 404 and not container_gone(refusal.message, container_id):
+                return None
+            raise
+        return BufferedReader(EngineContent(request), _READ_BYTES)
 
     def start(self, container_id: str) -> None:
         """Start a container: sent once, without a limit on the wait. After EngineDown it may start or not."""

@@ -13,11 +13,13 @@ The requests are those whose promises do not hold with the SDK (7.2):
 """
 
 import contextlib
+import io
 import json
 import socket
 from collections.abc import Iterable, Iterator, Mapping
 from http.client import parse_headers
 from io import BytesIO
+from typing import Any
 
 from fastlane_grpc.docker.address import EngineAddress, complaint_of
 from fastlane_grpc.docker.engine_errors import EngineDown, EngineRefuses
@@ -178,6 +180,29 @@ class EngineRequest:
             raise ConnectionError(f"it answered {first[:80]!r}, which is not HTTP")
         self.status = int(words[1])
         self.headers = parse_headers(BytesIO(fields + b"\r\n\r\n"))
+
+
+class EngineContent(io.RawIOBase):
+    """The body of an answer as a file to read. Reading raises EngineDown; the end of the file closes nothing."""
+
+    def __init__(self, request: EngineRequest) -> None:
+        super().__init__()
+        self._request = request
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """Read at least one byte; 0 at the end."""
+        try:
+            return self._request.read_into(memoryview(buffer).cast("B"))
+        except OSError as error:
+            raise EngineDown(f"the engine broke off its answer: {error}") from error
+
+    def close(self) -> None:
+        """Close the connection, wherever the reading is."""
+        self._request.cut()
+        super().close()
 
 
 def _chunks(blocks: Iterable[bytes]) -> Iterator[bytes]:

@@ -21,12 +21,15 @@ from fastlane_grpc.inputs import InputFiles
 from fastlane_grpc.logs import Logs
 from fastlane_grpc.model import Assignment, Reason, State
 from fastlane_grpc.runner import AbandonedLog, HostDown, Mailbox
+from fastlane_grpc.secrets import NamedSecrets
 from fastlane_grpc.store import Store
 
 # How long a request is repeated that an engine or a registry refuses for now.
 RETRY_SECONDS = 60.0
 # A start that was sent in the engine's present epoch is answered within this time, or was never sent.
 START_ANSWER_SECONDS = 10.0
+# Of a server whose operator names none.
+NO_SECRETS = NamedSecrets(())
 
 
 class BackendRunner:
@@ -43,12 +46,16 @@ class BackendRunner:
         *,
         default_timeout: timedelta,
         inputs: InputFiles,
+        max_output_bytes: int,
+        secrets: NamedSecrets = NO_SECRETS,
         start_answer_seconds: float = START_ANSWER_SECONDS,
         retry_seconds: float = RETRY_SECONDS,
         step: Callable[[Step, str], None] = lambda step, execution_id: None,
     ) -> None:
         self._context = HostContext(
-            store, logs, host.name, default_timeout, step, host, inputs, start_answer_seconds, retry_seconds
+            *(store, logs, host.name, default_timeout, step, host, inputs, secrets, max_output_bytes),
+            start_answer_seconds,
+            retry_seconds,
         )
 
     def run(self, assignment: Assignment, mailbox: Mailbox) -> None:
@@ -59,6 +66,8 @@ class BackendRunner:
             except (LeftToNextServer, ServerStopping) as error:
                 raise HostDown("the server stops; the next one takes it up") from error
             finally:
+                if not lifecycle.attempt.fenced:
+                    lifecycle.capture.discard_secrets()
                 lifecycle.capture.detach()
 
     def abandon(self, execution_id: str, why: str) -> AbandonedLog:
@@ -92,6 +101,7 @@ class BackendRunner:
         """Finish an execution whose engine refuses what no engine should: endless tries would leave it unfinished."""
         detail = f"the engine fails: {refusal}"
         lifecycle.log.error("the engine failed", error=str(refusal))
+        lifecycle.gives_up_outputs = True
         if lifecycle.attempt.fenced:
             lifecycle.finish_as(lost(Reason.CONTAINER_GONE, detail), ContainerEnd(None, witnessed=False))
         else:

@@ -17,7 +17,7 @@ from fastlane_grpc.errors import ExecutionNotFound, ServerStopping
 from fastlane_grpc.execution.final_state import FinalState, ended_by_itself, final_state_of, usage_of
 from fastlane_grpc.execution.stopping import Stopping
 from fastlane_grpc.logs import Logs
-from fastlane_grpc.model import Assignment, Execution, Outcome, State, utc_now
+from fastlane_grpc.model import Assignment, Execution, Outcome, Outputs, State, utc_now
 from fastlane_grpc.record import Trailer
 from fastlane_grpc.runner import AbandonedLog, CertainEnd
 from fastlane_grpc.store import Store
@@ -126,6 +126,7 @@ class Closing:
         trailer = self.capture.seal(final_state.outcome.exit_code, final_state.facts())
         self.context.logs.set_aside(self.execution.id)
         self.reached(Step.SEALED)
+        outputs = self.collect_outputs()
         if missing:
             self.log_line(missing)
         self.log_line(_end_line(final_state.state, final_state.outcome))
@@ -137,6 +138,7 @@ class Closing:
             logs=totals,
             log_bytes=self.context.logs.room(self.execution.id),
             usage=usage_of(trailer) if trailer else None,
+            outputs=outputs,
             start_time=final_state.start_time,
             exit_time=final_state.exit_time,
             first_byte_time=self.capture.first_byte_time,
@@ -153,6 +155,10 @@ class Closing:
         )
         self.remove()
         self.reached(Step.REMOVED)
+
+    def collect_outputs(self) -> Outputs | None:
+        """Collect what the job asks to keep of its container, if there is a backend to ask."""
+        return None
 
     def remove(self) -> None:
         """Remove the container, if there is one and a backend to ask."""

@@ -26,6 +26,7 @@ from fastlane_grpc.capture.capture import ContainerEnd
 from fastlane_grpc.capture.handoff import CommandStatus
 from fastlane_grpc.capture.recorder import RecorderCapture
 from fastlane_grpc.clock import boottime
+from fastlane_grpc.errors import SecretNotFound
 from fastlane_grpc.execution.closing import Step
 from fastlane_grpc.execution.events import PullEnded
 from fastlane_grpc.execution.final_state import expired, failed, lost, not_started, stopped_before_start
@@ -34,6 +35,7 @@ from fastlane_grpc.execution.stopping import Stopping
 from fastlane_grpc.inputs import ArchiveInvalid, archive_of
 from fastlane_grpc.machine.data_directory import free_inodes
 from fastlane_grpc.model import PullPolicy, Reason, State, utc_now
+from fastlane_grpc.secrets import SecretUnusable, Unreadable
 
 # Pause between two checks, during a pull, that the host is up.
 HOST_LOOK_SECONDS = 1.0
@@ -212,6 +214,10 @@ def _create(lifecycle: Lifecycle, image: Image) -> Handle:
         except FileExistsError as error:
             _take_existing_container(lifecycle)
             raise RanUnexpectedly("this execution has output already, though this server did not start it") from error
+        except Unreadable as error:
+            _wait_for_secrets(lifecycle, error, backoff)
+        except (SecretNotFound, SecretUnusable) as error:
+            raise CannotRun(Reason.SECRET_UNAVAILABLE, str(error)) from error
         except OSError as error:
             _wait_for_room(lifecycle, error)
         except BackendRefuses as refusal:
@@ -220,6 +226,20 @@ def _create(lifecycle: Lifecycle, image: Image) -> Handle:
         else:
             lifecycle.report_room()
             return handle
+
+
+def _wait_for_secrets(lifecycle: Lifecycle, error: Unreadable, backoff: Retries) -> None:
+    """Wait before the secrets of the job are read again. Raises CannotRun if there were enough tries.
+
+    The error may name files of the operator: only the server's log has it.
+    """
+    lifecycle.log.warning("a secret cannot be read", error=str(error))
+    pause = backoff.pause()
+    if pause is None:
+        raise CannotRun(
+            Reason.SECRET_UNAVAILABLE, "a secret of the job cannot be read; the server's log says which one, and why"
+        ) from error
+    lifecycle.pause(pause)
 
 
 def _cleared(lifecycle: Lifecycle, refusal: BackendRefuses) -> bool:

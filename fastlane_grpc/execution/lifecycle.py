@@ -7,6 +7,7 @@ what is on disk.
 from collections import deque
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from signal import SIGKILL
 
 from fastlane_grpc.backend import BackendDown, BackendRefuses, Container, Handle, NotRunning
@@ -27,11 +28,13 @@ from fastlane_grpc.execution.final_state import (
     record_deleted,
 )
 from fastlane_grpc.execution.host import Host
+from fastlane_grpc.execution.outputs import collect
 from fastlane_grpc.execution.stopping import KILL, Stopping, signal_number
 from fastlane_grpc.inputs import InputFiles
-from fastlane_grpc.model import Assignment, State, Stop, StopCause, Waiting, WaitReason, utc_now
+from fastlane_grpc.model import Assignment, Outputs, State, Stop, StopCause, Waiting, WaitReason, utc_now
 from fastlane_grpc.record import Trailer
 from fastlane_grpc.runner import Command, Event, LeaveCommand, Mailbox, StopCommand
+from fastlane_grpc.secrets import NamedSecrets
 
 # Pause before the container is inspected for an end that the engine should have reported by now.
 LOOK_SECONDS = 10.0
@@ -68,6 +71,8 @@ class HostContext(RunnerContext):
 
     host: Host
     inputs: InputFiles
+    secrets: NamedSecrets
+    max_output_bytes: int
     start_answer_seconds: float
     retry_seconds: float
 
@@ -112,6 +117,8 @@ class Lifecycle(Closing):
         self._look_at = float("inf")
         self._release_at, self._release_pause = 0.0, RELEASE_SECONDS
         self._backend_lost_container = False
+        # Set for the end of an execution whose engine fails, so that it is not asked any more.
+        self.gives_up_outputs = False
 
     @property
     def container(self) -> Handle:
@@ -122,9 +129,12 @@ class Lifecycle(Closing):
     # -- the attempt
 
     def use_new_capture(self) -> None:
-        """Choose the capture of an execution that is new or launched anew."""
+        """Choose the capture of an execution that is new or launched anew. Raises CannotRun."""
         captures = self.context.host.captures
-        self._attempt = self._attempt.with_capture(captures.for_new(self.directory, self.execution.id, self.log_line))
+        capture = captures.for_new(self.directory, self.execution.id, self.log_line)
+        if self.spec.secret_envs:
+            capture.use_secrets(partial(self.context.secrets.read, self.spec.secret_envs, self.execution.task_id))
+        self._attempt = self._attempt.with_capture(capture)
 
     def use_container(self, handle: Handle | None) -> None:
         """Make a container this execution's, so that it is removed when the execution ends."""
@@ -168,6 +178,21 @@ class Lifecycle(Closing):
             self.backend.remove(handle, force=True)
         except (BackendDown, BackendRefuses) as error:
             self.log.warning("container not removed", container_id=handle.container_id, error=str(error))
+
+    def collect_outputs(self) -> Outputs | None:
+        """Collect the outputs of the job from the container, if that was started. Raises BackendDown."""
+        handle, paths = self._attempt.handle, self.spec.outputs
+        if not paths or handle is None or not self._attempt.fenced or self.gives_up_outputs:
+            return None
+        file = self.context.logs.outputs_path(self.execution.id)
+        outputs = collect(self.backend, handle, paths, file, self.context.max_output_bytes)
+        for path in outputs.missing:
+            self.log_line(f"the container has no {path}, which was to be kept")
+        if outputs.fault:
+            self.log_line(f"no outputs are kept: {outputs.detail}")
+        elif outputs.entries:
+            self.log_line(f"kept {outputs.entries} files and directories, {outputs.size_bytes} bytes")
+        return outputs
 
     # -- progress
 

@@ -100,6 +100,7 @@ def _revoked(closing: Closing) -> bool:
 
 
 def _requeue(closing: Closing) -> None:
+    closing.capture.discard_secrets()
     execution = closing.requeue()
     if execution.state is State.STOPPING and execution.stop:
         closing.finish_as(stopped_before_start(Stopping.begin(execution.stop, "", boottime())))

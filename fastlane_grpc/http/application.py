@@ -22,6 +22,7 @@ from fastlane_grpc.http.json_responses import json_response
 from fastlane_grpc.http.log_streams import LogHandler
 from fastlane_grpc.http.media_types import prefers_html
 from fastlane_grpc.http.metrics import MetricsHandler
+from fastlane_grpc.http.outputs import OutputsHandler
 from fastlane_grpc.http.page_files import PageAssets, PageShell
 from fastlane_grpc.http.problem import HttpError, problem_of, problem_response
 from fastlane_grpc.http.request_count import REQUEST_COUNT, RequestCount
@@ -49,6 +50,7 @@ STREAMS: Mapping[str, Callable[[CallRoute, HttpContext], ASGIApp]] = {
     "WatchJobs": WatchHandler,
     "StreamJobLogs": LogHandler,
     "StreamExecutionLogs": LogHandler,
+    "ReadOutputs": OutputsHandler,
 }
 
 

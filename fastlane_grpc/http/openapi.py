@@ -209,6 +209,10 @@ def _responses(route: CallRoute, schemas: "_Schemas") -> _Schema:
     if method.server_streaming:
         types = (EVENT_STREAM, JSON_LINES, *(("application/octet-stream",) if route.path.endswith("/logs") else ()))
         return {"200": {"description": f"A stream. {comment}", "content": {each: {} for each in types}}}
+    if method.name == "ReadOutputs":
+        return {
+            "200": {"description": f"The archive from `offset` on. {comment}", "content": {"application/x-tar": {}}}
+        }
     if _has_links(method.output_type):
         schema = {"allOf": [schema, {"type": "object", "properties": {"links": _LINKS}}]}
     answers = {"200": _json_response(comment, schema)}

@@ -71,6 +71,7 @@ ROUTES: Sequence[CallRoute] = (
     CallRoute("ListExecutions", "GET", "/executions", page=True),
     CallRoute("GetExecution", "GET", "/executions/{execution_id}", page=True),
     CallRoute("StopExecution", "POST", "/executions/{execution_id}/stop"),
+    CallRoute("ReadOutputs", "GET", "/executions/{execution_id}/outputs"),
     CallRoute("StreamExecutionLogs", "GET", "/executions/{execution_id}/logs"),
     CallRoute("WatchJobs", "GET", "/watch"),
     CallRoute("ListDeliveries", "GET", "/deliveries"),

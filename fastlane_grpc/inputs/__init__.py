@@ -1,6 +1,7 @@
-"""Contents of inputs: their files in the data directory, and the archive by which an engine unpacks them."""
+"""Files for containers and of containers: the contents of inputs, and the archives that go to an engine and come from
+it."""
 
-from fastlane_grpc.inputs.archive import ArchiveInvalid, archive_of, check_archive
+from fastlane_grpc.inputs.archive import ArchiveInvalid, archive_of, check_archive, rewritten
 from fastlane_grpc.inputs.files import InputFiles, WrongChecksum
 
-__all__ = ["ArchiveInvalid", "InputFiles", "WrongChecksum", "archive_of", "check_archive"]
+__all__ = ["ArchiveInvalid", "InputFiles", "WrongChecksum", "archive_of", "check_archive", "rewritten"]

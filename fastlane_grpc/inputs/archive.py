@@ -1,4 +1,5 @@
-"""The tar archive of the inputs of a job, which an engine unpacks at the root of its container.
+"""The tar archive of the inputs of a job, which an engine unpacks at the root of its container; and the archives of an
+engine, which become the outputs of an execution.
 
 An archive of a caller is read entry by entry and written anew below its path. Nothing of it is unpacked here. What it
 names stays below that path: an entry that would not is refused.
@@ -17,6 +18,9 @@ MAX_ENTRIES = 500_000
 _MAX_HEADER_BYTES = 1 << 16
 _HEADERS = frozenset((tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK))
 _ENTRIES = frozenset((tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.DIRTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE))
+_DEVICES = frozenset((tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE))
+# Zeros at the end of an archive.
+_END_BYTES = 2 * tarfile.BLOCKSIZE
 _DEFAULT_MODE = 0o644
 _DIRECTORY_MODE = 0o755
 _BLOCK_BYTES = 1 << 18
@@ -48,7 +52,7 @@ def archive_of(inputs: Sequence[Input], opened: Callable[[str], BinaryIO]) -> It
         except OSError as error:
             # Not as it is: whoever sends the archive would take it for a failure of the connection.
             raise ArchiveInvalid(f"the content of {each.path} cannot be read: {error.strerror}") from error
-    yield bytes(2 * tarfile.BLOCKSIZE)
+    yield bytes(_END_BYTES)
 
 
 def _padded(contents: BinaryIO, size: int) -> Iterator[bytes]:
@@ -60,6 +64,67 @@ def _padded(contents: BinaryIO, size: int) -> Iterator[bytes]:
         left -= len(block)
         yield block
     yield bytes(-size % tarfile.BLOCKSIZE)
+
+
+def rewritten(content: BinaryIO, path: str) -> Iterator[tuple[bytes, bool]]:
+    """Yield the archive of a path in a container as blocks, and whether a block begins an entry. ArchiveInvalid.
+
+    An engine's archive begins with the last name of the path. Here names begin with the whole path. Devices and pipes
+    are left out.
+    """
+    below, prefix = path.strip("/"), posixpath.basename(path)
+    whole = _Whole(content)
+    try:
+        with tarfile.open(fileobj=whole, mode="r|", tarinfo=_BoundedTarInfo) as archive:  # type: ignore[call-overload]
+            for entry in archive:
+                # The list of entries grows otherwise.
+                archive.members = []
+                if entry.type not in _ENTRIES:
+                    continue
+                new = tarfile.TarInfo(_moved(entry.name, prefix, below))
+                new.type, new.mode, new.mtime, new.size = entry.type, entry.mode & 0o7777, entry.mtime, 0
+                new.uid, new.gid = entry.uid, entry.gid
+                new.linkname = _moved(entry.linkname, prefix, below) if entry.islnk() else entry.linkname
+                contents = archive.extractfile(entry) if entry.isreg() else None
+                if contents is not None:
+                    new.size = entry.size
+                yield new.tobuf(tarfile.PAX_FORMAT, "utf-8", "surrogateescape"), True
+                if contents is not None:
+                    for block in _padded(contents, entry.size):
+                        yield block, False
+        whole.check_end()
+    except (tarfile.TarError, RecursionError, ValueError, EOFError) as error:
+        raise ArchiveInvalid(f"its archive of {path} is damaged: {error}") from error
+
+
+class _Whole:
+    """An archive that is read, and its last bytes: an archive that is cut between two entries looks complete else."""
+
+    def __init__(self, content: BinaryIO) -> None:
+        self._content = content
+        self._last = b""
+
+    def read(self, size: int) -> bytes:
+        block = self._content.read(size)
+        self._last = (self._last + block)[-_END_BYTES:]
+        return block
+
+    def check_end(self) -> None:
+        """Read to the end. ArchiveInvalid: it is not the end of an archive."""
+        while self.read(_BLOCK_BYTES):
+            pass
+        if self._last != bytes(_END_BYTES):
+            raise ArchiveInvalid("it is cut off")
+
+
+def _moved(name: str, prefix: str, below: str) -> str:
+    """Return a name of an engine's archive as a path in the container, without the slash at its beginning."""
+    name = posixpath.normpath(name.strip("/"))
+    if name == prefix:
+        return below
+    if not name.startswith(f"{prefix}/") or ".." in name.split("/"):
+        raise ArchiveInvalid(f"it has the entry {name[:200]!r}, which is not in {prefix!r}")
+    return below + name[len(prefix) :]
 
 
 def _entries_of(each: Input, content: BinaryIO) -> Iterator[tuple[tarfile.TarInfo, BinaryIO | None]]:
@@ -94,6 +159,8 @@ def _entries(content: BinaryIO, path: str) -> Iterator[tuple[tarfile.TarInfo, Bi
 
 
 def _renamed(entry: tarfile.TarInfo, below: str, links: set[str]) -> tarfile.TarInfo:
+    if entry.type not in _ENTRIES:
+        raise ArchiveInvalid(f"{entry.name[:200]!r} is no plain file, directory or link")
     name = _checked(entry.name, entry.name, links)
     new = tarfile.TarInfo(posixpath.normpath(posixpath.join(below, name)))
     new.type, new.mode, new.mtime = entry.type, entry.mode & 0o7777, entry.mtime
@@ -131,8 +198,6 @@ class _BoundedTarInfo(tarfile.TarInfo):
         if self.type in _HEADERS:
             if self.size > _MAX_HEADER_BYTES:
                 raise ArchiveInvalid(f"a header takes {self.size} bytes; at most {_MAX_HEADER_BYTES} are allowed")
-        elif self.type not in _ENTRIES:
-            raise ArchiveInvalid(
-                f"{self.name[:200]!r} is no plain file, directory or link: devices, pipes and sparse files are refused"
-            )
+        elif self.type not in _ENTRIES and self.type not in _DEVICES:
+            raise ArchiveInvalid(f"{self.name[:200]!r} is of an unknown type: sparse files are refused, too")
         return super()._proc_member(tar)  # type: ignore[misc,no-any-return]

@@ -107,8 +107,12 @@ class Logs:
         finally:
             reader.close()
 
+    def outputs_path(self, execution_id: str) -> Path:
+        """Return the path of the archive of the execution's outputs, which may not exist."""
+        return self.path(execution_id) / "outputs"
+
     def room(self, execution_id: str) -> int:
-        """Return the bytes of the disk that the execution's two records take; 0: the execution has no directory.
+        """Return the bytes of the disk that the execution's two records and its outputs take; 0: it has no directory.
 
         What a container left beside the records does not count: it would cost other jobs their logs. A directory
         counts at least 1, so that retention deletes it later."""
@@ -119,7 +123,7 @@ class Logs:
             return 0
         except OSError:
             return 1
-        return max(_bytes_of(directory / "log") + _bytes_of(directory / "system"), 1)
+        return max(sum(_bytes_of(directory / name) for name in ("log", "system", "outputs")), 1)
 
     def set_aside(self, execution_id: str) -> None:
         """Set aside what the container of a final execution has left beside the records, to be deleted in steps."""

@@ -17,10 +17,9 @@ _PROOFS = {"fastlane.db", "fastlane.db-wal", "serving"}
 # What the debugging of a running server writes.
 DEBUG_DUMP = "debug-dump.json"
 DEBUG_STACKS = "debug-stacks"
-HEALTH_SOCKET = "health.sock"
 _OURS = {
     *("tokens.json", "tokens.new", "lock", "inputs", "logs", "recorder", "fastlane.db-shm"),
-    *(DEBUG_DUMP, "debug-dump.new", DEBUG_STACKS, HEALTH_SOCKET),
+    *(DEBUG_DUMP, "debug-dump.new", DEBUG_STACKS),
 }
 # With less free room a disk is full: most writes fail there.
 _FULL_BYTES = 1 << 20

@@ -1,6 +1,7 @@
 /* The recorder: PID 1 of a container. The recorder runs the command, and writes the command's output into the record.
  *
- *     recorder --execution ID [--limit BYTES] [--ulimit NAME=SOFT:HARD]… [--cap-drop NAME]… BOX -- COMMAND [ARGUMENT…]
+ *     recorder --execution ID [--limit BYTES] [--ulimit NAME=SOFT:HARD]… [--cap-drop NAME]… [--secrets NUMBER]
+ *              BOX -- COMMAND [ARGUMENT…]
  *     recorder --version
  *     recorder --probe      prints more than the smallest limit
  *
@@ -11,6 +12,10 @@
  *
  * The command does not run before the server has removed BOX, a directory on the server's disk. If no server removes
  * it within two seconds, the command runs all the same.
+ *
+ * BOX/secrets, if there are any, has variables for the command, each with a NUL at its end. The recorder reads the file
+ * and removes it before it claims the record, and masks their values in the output (masking.h). What is stored, and
+ * counted, is the masked output.
  *
  *   claim -> begin -> hand_off -> launch -> follow -> drain -> finish
  *             START   BOX gone   fork     |  take: pipe -> frame -> record   trailer
@@ -58,6 +63,8 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "masking.h"
+
 #if __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
 #error "a record is little-endian"
 #endif
@@ -81,6 +88,8 @@ enum { BY_SIZE_LIMIT = 1, BY_ENGINE = 3, BY_STORE = 4 }; /* causes of gaps, as i
 /* A flood is a number of reads that each come within a millisecond of the last. Its pieces may gather for a while. */
 enum { FLOOD = 16, LARGE_PIECE = 32768 };
 #define GATHER (MS / 10)
+#define HOLD_BACK (100 * MS)                      /* output that may be the beginning of a secret */
+enum { MOST_SECRET_BYTES = 1 << 20 };
 
 /* ---------------------------------------------------------------------------------------------------------- the record */
 
@@ -129,6 +138,13 @@ static pid_t child;
 static bool ended, hard_stopped, cut_off, finishing; /* cut off: killed, as nothing can be stored any more */
 static int status, exec_error, told; /* told: the last signal from outside */
 static uint64_t start_time, end_time, blocked, give_up = EVER;
+
+/* Variables of the command, each with a NUL at its end. Their bytes are forgotten once the command has them. */
+static char *secrets;
+static size_t secrets_size;
+static int secrets_expected;
+static struct stream streams[2];
+static uint64_t held_since[2], taken; /* taken: bytes from the pipes */
 
 static uint64_t now(clockid_t clock)
 {
@@ -407,6 +423,46 @@ static void store_gap(int source, uint64_t missing, int cause)
 
 /* ------------------------------------------------------------------------------------------------------------- steps */
 
+/* Reads the secrets, and removes them from the disk. Before the record is claimed: the server removes BOX then. */
+static void take_secrets(const char *box)
+{
+    char path[4096];
+    struct stat file;
+    if (!secrets_expected)
+        return;
+    if ((size_t)snprintf(path, sizeof path, "%s/secrets", box) >= sizeof path)
+        errno = ENAMETOOLONG, die(CANNOT_BEGIN, box);
+    int source = open(path, O_RDWR | O_NOFOLLOW | O_CLOEXEC);
+    if (source < 0 || fstat(source, &file))
+        die(errno == ENOENT ? CLAIMED_BEFORE : CANNOT_BEGIN, path);
+    secrets_size = (size_t)file.st_size;
+    if (secrets_size > MOST_SECRET_BYTES || !(secrets = calloc(1, secrets_size + 1)))
+        errno = ENOMEM, die(CANNOT_BEGIN, path);
+    if (pread(source, secrets, secrets_size, 0) != (ssize_t)secrets_size)
+        die(CANNOT_BEGIN, path);
+    /* Blocks of the disk that are free may keep their content. */
+    static const char zeros[4096];
+    for (size_t at = 0; at < secrets_size; at += sizeof zeros)
+        if (pwrite(source, zeros, secrets_size - at < sizeof zeros ? secrets_size - at : sizeof zeros, (off_t)at) < 0)
+            break;
+    close(source);
+    if (unlink(path))
+        die(CANNOT_BEGIN, path);
+    int variables = 0;
+    for (size_t at = 0; at < secrets_size; at += strlen(secrets + at) + 1, variables++) {
+        const char *value = strchr(secrets + at, '=');
+        if (!value || !add_forms((const uint8_t *)value + 1, strlen(value + 1)))
+            errno = value ? ENOMEM : EINVAL, die(CANNOT_BEGIN, path);
+    }
+    if (variables != secrets_expected || secrets[secrets_size - 1])
+        errno = EINVAL, die(CANNOT_BEGIN, path);
+    bool prepared = prepare_search();
+    for (int i = 0; form_count && i < 2; i++)
+        prepared = prepared && (streams[i].text = malloc(longest_form + BLOCK));
+    if (!prepared)
+        errno = ENOMEM, die(CANNOT_BEGIN, path);
+}
+
 /* Claims the record, which only one recorder can. Returns the open directory BOX. */
 static int claim(const char *box)
 {
@@ -561,12 +617,16 @@ static void launch(char **command)
         sigset_t none;
         sigemptyset(&none);
         sigprocmask(SIG_SETMASK, &none, NULL);
+        for (size_t at = 0; at < secrets_size; at += strlen(secrets + at) + 1)
+            putenv(secrets + at);
         give_up_prlimit();
         if (dup2(output[STDOUT][1], 1) == 1 && dup2(output[STDERR][1], 2) == 2 && give_up_rights())
             execute(command);
         int why = errno;
         _exit(write(failure[1], &why, sizeof why) == sizeof why ? NOT_FOUND : CANNOT_BEGIN);
     }
+    if (secrets)
+        explicit_bzero(secrets, secrets_size);
     for (int i = 0; i < 2; i++) {
         pipes[i] = output[i][0];
         close(output[i][1]);
@@ -577,24 +637,86 @@ static void launch(char **command)
     close(failure[1]);
 }
 
-/* Stores the bytes in a pipe, up to the end of the block. */
+/* Bytes of the payload that come from the masking and are not stored yet. */
+static size_t filled;
+
+static void store_filled(int source)
+{
+    if (filled)
+        store(source, filled);
+    filled = 0;
+}
+
+/* Adds bytes to the payload, and stores it when it is full. */
+static void fill(int source, const uint8_t *bytes, size_t n)
+{
+    while (n) {
+        size_t most = payload_room() - filled, some = n < most ? n : most;
+        memcpy(out.payload + filled, bytes, some);
+        filled += some, bytes += some, n -= some;
+        if (some == most)
+            store_filled(source);
+    }
+}
+
+static bool holds_back(const struct stream *stream) { return stream->given < stream->length; }
+
+/* Stores what is held back of the output of a source. */
+static void let_go_of(int source)
+{
+    if (!holds_back(&streams[source]))
+        return;
+    let_go(&streams[source], source, fill);
+    store_filled(source);
+}
+
+/* Stores what came from a pipe, masked, but for what may become a form. */
+static void store_masked(int source, size_t n)
+{
+    struct stream *stream = &streams[source];
+    size_t held = stream->length - stream->given;
+    stream->length += n;
+    mask(stream, source, fill);
+    store_filled(source);
+    /* The time is that of the first byte held back. */
+    if (!held || stream->length - stream->given <= n)
+        held_since[source] = now(CLOCK_MONOTONIC);
+}
+
+/* Stores the bytes in a pipe, up to the end of the block if they are not masked. */
 static void take(int source)
 {
     static uint64_t last;
     static int run;
-    ssize_t n = read(pipes[source], out.payload, payload_room());
+    struct stream *stream = &streams[source];
+    ssize_t n = stream->text ? read(pipes[source], stream->text + stream->length, BLOCK)
+                             : read(pipes[source], out.payload, payload_room());
     if (n > 0) {
         uint64_t time = now(CLOCK_MONOTONIC);
         run = time - last < (run > FLOOD ? 2 * MS : MS) ? run + 1 : 0;
         last = time;
-        store(source, (size_t)n);
+        taken += (uint64_t)n;
+        if (stream->text)
+            store_masked(source, (size_t)n);
+        else
+            store(source, (size_t)n);
         /* A frame costs a reader as much as some thousand bytes. The pipe holds new bytes meanwhile. */
         if (run > FLOOD && n < LARGE_PIECE)
             serve_signals(GATHER);
     } else if (n == 0 || (errno != EAGAIN && errno != EINTR)) {
+        let_go_of(source);
         close(pipes[source]);
         pipes[source] = -1;
     }
+}
+
+/* Returns the time until output has been held back for long enough; EVER: none is. */
+static uint64_t until_let_go(int source)
+{
+    if (!holds_back(&streams[source]))
+        return EVER;
+    uint64_t held = now(CLOCK_MONOTONIC) - held_since[source];
+    return held < HOLD_BACK ? HOLD_BACK - held : 0;
 }
 
 /* Serves the first input or signal. False: none came within the time. */
@@ -602,8 +724,16 @@ static bool serve(uint64_t timeout)
 {
     const int fds[] = {signals, pipes[STDOUT], pipes[STDERR]};
     fd_set ready;
-    if (!wait_for(fds, 3, timeout, &ready))
-        return false;
+    uint64_t hold = EVER;
+    for (int i = 0; form_count && i < 2; i++) {
+        uint64_t left = until_let_go(i);
+        if (!left)
+            let_go_of(i);
+        else if (left < hold)
+            hold = left;
+    }
+    if (!wait_for(fds, 3, hold < timeout ? hold : timeout, &ready))
+        return hold < timeout; /* the next call lets go */
     if (FD_ISSET(signals, &ready))
         serve_signals(0);
     for (int i = 0; i < 2; i++)
@@ -618,10 +748,10 @@ static void drain(void)
     kill(-1, SIGKILL);
     uint64_t silent_since = now(CLOCK_MONOTONIC);
     while (pipes[STDOUT] >= 0 || pipes[STDERR] >= 0) {
-        uint64_t before = seen[STDOUT].offset + seen[STDERR].offset;
+        uint64_t before = taken;
         if (!serve(1000 * MS))
             kill(-1, SIGKILL);
-        if (seen[STDOUT].offset + seen[STDERR].offset != before)
+        if (taken != before)
             silent_since = now(CLOCK_MONOTONIC);
         else if (now(CLOCK_MONOTONIC) - silent_since > SILENCE)
             return; /* a process that cannot even be killed has the pipe open */
@@ -722,6 +852,7 @@ static bool finish(void)
     if (hard_stopped)
         give_up = now(CLOCK_MONOTONIC) + FINISH_WAITS;
     for (int i = 0; i < 2; i++) {
+        let_go_of(i);
         if (seen[i].offset > stored[i].offset)
             store_gap(i, seen[i].offset - stored[i].offset, not_stored_by);
         if (pipes[i] >= 0)
@@ -753,7 +884,7 @@ static bool finish(void)
 
 static _Noreturn void usage(const char *what, const char *why)
 {
-    dprintf(2, "recorder: %s: %s\nusage: recorder --execution ID [--limit BYTES] [--ulimit NAME=SOFT:HARD]... [--cap-drop NAME]... BOX -- COMMAND [ARGUMENT...]\n", what, why);
+    dprintf(2, "recorder: %s: %s\nusage: recorder --execution ID [--limit BYTES] [--ulimit NAME=SOFT:HARD]... [--cap-drop NAME]... [--secrets NUMBER] BOX -- COMMAND [ARGUMENT...]\n", what, why);
     _exit(CANNOT_BEGIN);
 }
 
@@ -790,6 +921,10 @@ static char **read_options(char **word, const char **execution)
             if (*end || blocks < 4 || blocks > UINT32_MAX)
                 usage("--limit", "expected a number of bytes, 262144 or more");
             head = oldest = blocks / 2, tail = blocks - head;
+        } else if (strcmp(*word, "--secrets") == 0) {
+            secrets_expected = atoi(word[1]);
+            if (secrets_expected < 1)
+                usage("--secrets", "expected a number of variables");
         } else if (strcmp(*word, "--ulimit") == 0)
             read_ulimit(word[1]);
         else if (strcmp(*word, "--cap-drop") == 0) {
@@ -842,6 +977,7 @@ int main(int argc, char **argv)
         errno = EMFILE, die(CANNOT_BEGIN, "signalfd");
     make_crc_table();
 
+    take_secrets(words[0]);
     int box = claim(words[0]);
     begin(execution);
     hand_off(box);

@@ -1,7 +1,7 @@
 """The check in front of every gRPC call: contract, health and reflection."""
 
 import inspect
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc
@@ -10,6 +10,7 @@ from fastlane_grpc.api.error_table import status_of
 from fastlane_grpc.counts import Counts
 from fastlane_grpc.errors import Refusal
 from fastlane_grpc.rpc.handlers import CODES, abort_with, certificate_name
+from fastlane_grpc.rpc.wrapping import Wrapping
 from fastlane_grpc.trust import HEALTH, PRINCIPAL, REFLECTION, Access, Credentials, Principal
 
 _CONTRACT = "/fastlane.v1."
@@ -18,27 +19,15 @@ _OTHERS = {"/grpc.health.": HEALTH, "/grpc.reflection.": REFLECTION}
 Context = Any
 
 
-class Authentication(grpc.aio.ServerInterceptor):
+class Authentication(Wrapping):
     """Admits calls by their token or certificate. Streams end with their token."""
 
     def __init__(self, access: Access, counts: Counts) -> None:
+        super().__init__()
         self._access = access
         self._counts = counts
-        self._checked: dict[str, Any] = {}
 
-    async def intercept_service(
-        self, continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]], details: grpc.HandlerCallDetails
-    ) -> Any:
-        """Return the handler of the method with the check before it; None for an unknown method."""
-        handler = await continuation(details)
-        if handler is None:
-            return None
-        method = str(details.method)
-        if method not in self._checked:
-            self._checked[method] = self._checking(method, handler)
-        return self._checked[method]
-
-    def _checking(self, method: str, handler: Any) -> Any:
+    def wrapped(self, method: str, handler: Any) -> Any:
         what = _what(method)
         if handler.request_streaming:
             # Reflection alone: it shows the contract, and no stream of it waits for anything.

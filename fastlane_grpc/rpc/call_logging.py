@@ -1,6 +1,6 @@
 """The record of every gRPC call for the access log and the slow-call log: contract, health and reflection."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -9,6 +9,7 @@ import grpc
 from fastlane_grpc.call_log import CallLog
 from fastlane_grpc.call_record import CALL, CallRecord
 from fastlane_grpc.rpc.handlers import CODES, certificate_name
+from fastlane_grpc.rpc.wrapping import Wrapping
 from fastlane_grpc.trust import PRINCIPAL
 
 _CONTRACT = "/fastlane.v1."
@@ -16,28 +17,16 @@ _CONTRACT = "/fastlane.v1."
 Context = Any
 
 
-class CallLogging(grpc.aio.ServerInterceptor):
+class CallLogging(Wrapping):
     """Logs each call at its end. The outermost interceptor: calls that are refused are logged, too."""
 
     def __init__(self, calls: CallLog, *, mutual: bool) -> None:
         """`mutual`: clients have certificates."""
+        super().__init__()
         self._calls = calls
         self._mutual = mutual
-        self._logged: dict[str, Any] = {}
 
-    async def intercept_service(
-        self, continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]], details: grpc.HandlerCallDetails
-    ) -> Any:
-        """Return the handler of the method with the record around it; None for an unknown method."""
-        handler = await continuation(details)
-        if handler is None:
-            return None
-        method = str(details.method)
-        if method not in self._logged:
-            self._logged[method] = self._logging(method, handler)
-        return self._logged[method]
-
-    def _logging(self, method: str, handler: Any) -> Any:
+    def wrapped(self, method: str, handler: Any) -> Any:
         name = method.rpartition("/")[2] if method.startswith(_CONTRACT) else method.lstrip("/")
         serializers = (handler.request_deserializer, handler.response_serializer)
         if handler.request_streaming:

@@ -84,6 +84,9 @@ class ExecutionServicer:
     async def StopExecution(self, request: pb.StopExecutionRequest, context: Context) -> pb.StopExecutionResponse:
         return await self._calls.stop_execution(request)
 
+    async def ReadOutputs(self, request: pb.ReadOutputsRequest, context: Context) -> pb.ReadOutputsResponse:
+        return await self._calls.read_outputs(request)
+
     async def StreamExecutionLogs(self, request: pb.StreamExecutionLogsRequest, context: Context) -> None:
         await self._calls.stream_execution_logs(request, ProtobufEncoding(), context.write)
 

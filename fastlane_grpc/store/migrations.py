@@ -737,3 +737,10 @@ def inputs(db: Database) -> None:
         "CREATE TRIGGER inputs_went_with_their_job AFTER DELETE ON jobs"
         " BEGIN DELETE FROM job_inputs WHERE job_id = old.job_id; END"
     )
+
+
+@migrations()
+def outputs_of_executions(db: Database) -> None:
+    """The column for what was kept of the outputs of executions."""
+    # JSON: size and checksum of the archive, number of entries, paths that were missing, fault, detail; empty: none.
+    db.execute("ALTER TABLE executions ADD COLUMN outputs TEXT NOT NULL DEFAULT ''")

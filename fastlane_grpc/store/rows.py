@@ -30,6 +30,8 @@ from fastlane_grpc.model import (
     Notification,
     NotificationEvent,
     Outcome,
+    Outputs,
+    OutputsFault,
     Overlap,
     PullPolicy,
     Reason,
@@ -59,7 +61,7 @@ Row = Sequence[Any]
 _OUTCOME = ("reason", "detail", "exit_code", "out_of_memory", "stop_signal")
 _EXECUTION_NAMES = (
     *("execution_id", "job_id", "task_id", "state", "state_time", "run", "attempt"),
-    *("host", "container_id", "image_digest", "handle", "starting", "logs", "usage"),
+    *("host", "container_id", "image_digest", "handle", "starting", "logs", "usage", "outputs"),
     *("stop_cause", "stop_time", "stop_grace", "stop_note"),
     *_OUTCOME,
     *Times._fields,
@@ -155,6 +157,7 @@ def execution_from(row: Row) -> Execution:
         # Of one that went back to the queue the row has what its log holds so far. That may still grow.
         logs=_logs_from(its.logs) if state.final else (),
         usage=usage_from(its.usage),
+        outputs=outputs_from(its.outputs),
         expire_time=_time_or_none(its.expire_time),
         tick_time=_time_or_none(its.tick_time),
         tries=its.tries,
@@ -270,7 +273,7 @@ _COLLECTIONS: Sequence[tuple[str, Callable[[JobSpec], Any], type]] = tuple(
     (name, attrgetter(name), kind)
     for name, kind in (
         *(("args", list), ("envs", dict), ("entrypoint", list), ("labels", dict)),
-        *(("extra_hosts", dict), ("cap_drop", list)),
+        *(("extra_hosts", dict), ("cap_drop", list), ("outputs", list), ("secret_envs", dict)),
     )
 )
 
@@ -310,8 +313,10 @@ def spec_from(data: bytes | str) -> JobSpec:
         dns=None if "dns" not in kept else Dns(**{name: tuple(each) for name, each in kept["dns"].items()}),
         cap_drop=tuple(kept.get("cap_drop", ())),
         volumes=tuple(Volume(**{"name": "", "path": "", **each}) for each in kept.get("volumes", ())),
+        outputs=tuple(kept.get("outputs", ())),
         inputs=tuple(Input(**{"path": "", "sha256": "", "size_bytes": 0, **each}) for each in kept.get("inputs", ())),
         registry_credential=kept.get("registry_credential", ""),
+        secret_envs=kept.get("secret_envs", {}),
     )
 
 
@@ -392,6 +397,21 @@ def usage_text(usage: Usage | None) -> str:
         return ""
     cpu_us = _duration_or_none(usage.cpu_time)
     return _encode([cpu_us, usage.peak_memory_bytes, usage.read_bytes, usage.written_bytes])
+
+
+def outputs_text(outputs: Outputs | None) -> str:
+    """Return outputs as they are stored; empty: none."""
+    if outputs is None:
+        return ""
+    archive = [outputs.size_bytes, outputs.sha256, outputs.entries]
+    return _encode([*archive, list(outputs.missing), int(outputs.fault), outputs.detail])
+
+
+def outputs_from(text: str | None) -> Outputs | None:
+    if not text:
+        return None
+    size_bytes, sha256, entries, missing, fault, detail = json.loads(text)
+    return Outputs(size_bytes, sha256, entries, tuple(missing), OutputsFault(fault), detail)
 
 
 def usage_from(text: str | None) -> Usage | None:

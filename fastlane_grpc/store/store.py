@@ -23,6 +23,7 @@ from fastlane_grpc.model import (
     JobSpec,
     LogTotals,
     Outcome,
+    Outputs,
     State,
     StopCause,
     Task,
@@ -94,6 +95,7 @@ from fastlane_grpc.store.rows import (
     microseconds_of,
     microseconds_or_none,
     microseconds_since_epoch,
+    outputs_text,
     usage_text,
 )
 from fastlane_grpc.store.stops import stop_execution, stop_job
@@ -897,6 +899,7 @@ class Store:
         logs: Sequence[LogTotals],
         log_bytes: int = 0,
         usage: Usage | None = None,
+        outputs: Outputs | None = None,
         exit_time: datetime | None = None,
         seal_time: datetime | None = None,
         first_byte_time: datetime | None = None,
@@ -919,7 +922,7 @@ class Store:
                 SET state = :state, state_time = :now, end_time = :now,
                     reason = :reason, detail = :detail, exit_code = :exit_code,
                     out_of_memory = :out_of_memory, stop_signal = :stop_signal,
-                    logs = :logs, log_bytes = :log_bytes, usage = :usage,
+                    logs = :logs, log_bytes = :log_bytes, usage = :usage, outputs = :outputs,
                     exit_time = coalesce(:exit_time, exit_time), seal_time = coalesce(:seal_time, seal_time),
                     first_byte_time = coalesce(:first_byte_time, first_byte_time),
                     start_time = coalesce(:start_time, start_time)
@@ -936,6 +939,7 @@ class Store:
                 logs=logs_text(logs),
                 log_bytes=log_bytes,
                 usage=usage_text(usage),
+                outputs=outputs_text(outputs),
                 exit_time=microseconds_or_none(exit_time),
                 seal_time=microseconds_or_none(seal_time),
                 first_byte_time=microseconds_or_none(first_byte_time),

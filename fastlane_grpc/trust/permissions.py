@@ -60,6 +60,7 @@ PERMISSIONS: Mapping[str, Permission] = {
     "WatchJobs": Permission(Role.VIEW, Scope.LIST),
     "GetExecution": Permission(Role.VIEW, Scope.EXECUTION),
     "ListExecutions": Permission(Role.VIEW, Scope.LIST),
+    "ReadOutputs": Permission(Role.VIEW, Scope.EXECUTION),
     "StopExecution": Permission(Role.SUBMIT, Scope.EXECUTION),
     "StreamExecutionLogs": Permission(Role.VIEW, Scope.EXECUTION),
     "GetTask": Permission(Role.VIEW, Scope.TASK),

@@ -176,6 +176,8 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     """The registry did not respond, or failed, in several attempts."""
     REASON_INPUT_UNAVAILABLE: _Reason.ValueType  # 14
     """The content of an input is missing from the data directory, or cannot be read."""
+    REASON_SECRET_UNAVAILABLE: _Reason.ValueType  # 16
+    """A secret of the job could not be read or used, or the host has no recorder, which masks secrets in the log."""
 
 class Reason(_Reason, metaclass=_ReasonEnumTypeWrapper):
     """How a container ended, or why it was not started. Refines the state and never contradicts it."""
@@ -212,6 +214,8 @@ REASON_REGISTRY_UNAVAILABLE: Reason.ValueType  # 13
 """The registry did not respond, or failed, in several attempts."""
 REASON_INPUT_UNAVAILABLE: Reason.ValueType  # 14
 """The content of an input is missing from the data directory, or cannot be read."""
+REASON_SECRET_UNAVAILABLE: Reason.ValueType  # 16
+"""A secret of the job could not be read or used, or the host has no recorder, which masks secrets in the log."""
 Global___Reason: _TypeAlias = Reason  # noqa: Y015
 
 class _WaitReason:
@@ -388,6 +392,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """RESOURCE_EXHAUSTED, with RetryInfo: too many wrong tokens from the caller's address."""
     ERROR_REASON_REGISTRY_CREDENTIAL_NOT_FOUND: _ErrorReason.ValueType  # 35
     """NOT_FOUND: the operator has no such credential, or the task may not use it (metadata: registry_credential)."""
+    ERROR_REASON_SECRET_NOT_FOUND: _ErrorReason.ValueType  # 36
+    """NOT_FOUND: the operator has no such secret, or the task may not use it (metadata: secret)."""
+    ERROR_REASON_OUTPUTS_NOT_FOUND: _ErrorReason.ValueType  # 38
+    """NOT_FOUND: the execution has no outputs: it has not ended, kept none, or they were pruned (metadata: execution_id)."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Every reason of an error. ErrorInfo.reason is the name without its prefix. The status code of each reason is part of
@@ -458,6 +466,10 @@ ERROR_REASON_TOO_MANY_ATTEMPTS: ErrorReason.ValueType  # 30
 """RESOURCE_EXHAUSTED, with RetryInfo: too many wrong tokens from the caller's address."""
 ERROR_REASON_REGISTRY_CREDENTIAL_NOT_FOUND: ErrorReason.ValueType  # 35
 """NOT_FOUND: the operator has no such credential, or the task may not use it (metadata: registry_credential)."""
+ERROR_REASON_SECRET_NOT_FOUND: ErrorReason.ValueType  # 36
+"""NOT_FOUND: the operator has no such secret, or the task may not use it (metadata: secret)."""
+ERROR_REASON_OUTPUTS_NOT_FOUND: ErrorReason.ValueType  # 38
+"""NOT_FOUND: the execution has no outputs: it has not ended, kept none, or they were pruned (metadata: execution_id)."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015
 
 class _DeliveryState:
@@ -584,6 +596,26 @@ class JobSpec(_message.Message):
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
+    @_typing.final
+    class SecretEnvsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     IMAGE_FIELD_NUMBER: _builtins.int
     COMMAND_FIELD_NUMBER: _builtins.int
     ARGS_FIELD_NUMBER: _builtins.int
@@ -617,7 +649,9 @@ class JobSpec(_message.Message):
     CAP_DROP_FIELD_NUMBER: _builtins.int
     VOLUMES_FIELD_NUMBER: _builtins.int
     INPUTS_FIELD_NUMBER: _builtins.int
+    OUTPUTS_FIELD_NUMBER: _builtins.int
     REGISTRY_CREDENTIAL_FIELD_NUMBER: _builtins.int
+    SECRET_ENVS_FIELD_NUMBER: _builtins.int
     image: _builtins.str
     """Required. The image, as for `docker run`: name, tag, digest, registry with port. Stored and returned exactly as
     given.
@@ -771,6 +805,19 @@ class JobSpec(_message.Message):
         of GetServerInfo. Kept as long as the job, so that retries get them again. Not together with `read_only_root`.
         """
 
+    @_builtins.property
+    def outputs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Files and directories of the container that are kept after its end, however it ended; at most 16. Absolute paths, as
+        of an Input. See `Execution.outputs` and ReadOutputs.
+        """
+
+    @_builtins.property
+    def secret_envs(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Environment variables with secrets of the operator: variable to name of the secret, as "db-password", or
+        "vault/db-password" for a file of a directory; at most 64. The value is read for each container, is given to the
+        command alone, and is masked in the log as `***`. NOT_FOUND: there is no such secret, or the task may not use it.
+        """
+
     def __init__(
         self,
         *,
@@ -807,11 +854,13 @@ class JobSpec(_message.Message):
         cap_drop: _abc.Iterable[_builtins.str] | None = ...,
         volumes: _abc.Iterable[Global___Volume] | None = ...,
         inputs: _abc.Iterable[Global___Input] | None = ...,
+        outputs: _abc.Iterable[_builtins.str] | None = ...,
         registry_credential: _builtins.str = ...,
+        secret_envs: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["cron", b"cron", "dns", b"dns", "expire_time", b"expire_time", "limits", b"limits", "metadata", b"metadata", "retry", b"retry", "start_at", b"start_at", "start_in", b"start_in", "stop_grace", b"stop_grace", "stop_when_unwatched", b"stop_when_unwatched", "timeout", b"timeout", "unique", b"unique"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["args", b"args", "cap_drop", b"cap_drop", "command", b"command", "cron", b"cron", "dns", b"dns", "entrypoint", b"entrypoint", "envs", b"envs", "expire_time", b"expire_time", "extra_hosts", b"extra_hosts", "history", b"history", "image", b"image", "inputs", b"inputs", "labels", b"labels", "limits", b"limits", "metadata", b"metadata", "network", b"network", "notifications", b"notifications", "priority", b"priority", "pull_policy", b"pull_policy", "read_only_root", b"read_only_root", "registry_credential", b"registry_credential", "retry", b"retry", "start_at", b"start_at", "start_in", b"start_in", "stop_grace", b"stop_grace", "stop_signal", b"stop_signal", "stop_when_unwatched", b"stop_when_unwatched", "timeout", b"timeout", "tmpfs", b"tmpfs", "ulimits", b"ulimits", "unique", b"unique", "user", b"user", "volumes", b"volumes", "working_dir", b"working_dir"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["args", b"args", "cap_drop", b"cap_drop", "command", b"command", "cron", b"cron", "dns", b"dns", "entrypoint", b"entrypoint", "envs", b"envs", "expire_time", b"expire_time", "extra_hosts", b"extra_hosts", "history", b"history", "image", b"image", "inputs", b"inputs", "labels", b"labels", "limits", b"limits", "metadata", b"metadata", "network", b"network", "notifications", b"notifications", "outputs", b"outputs", "priority", b"priority", "pull_policy", b"pull_policy", "read_only_root", b"read_only_root", "registry_credential", b"registry_credential", "retry", b"retry", "secret_envs", b"secret_envs", "start_at", b"start_at", "start_in", b"start_in", "stop_grace", b"stop_grace", "stop_signal", b"stop_signal", "stop_when_unwatched", b"stop_when_unwatched", "timeout", b"timeout", "tmpfs", b"tmpfs", "ulimits", b"ulimits", "unique", b"unique", "user", b"user", "volumes", b"volumes", "working_dir", b"working_dir"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -986,6 +1035,79 @@ class Input(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Input: _TypeAlias = Input  # noqa: Y015
+
+@_typing.final
+class Outputs(_message.Message):
+    """The outputs of an execution: a tar archive that is kept as long as its log. The names in it are the paths in the
+    container, without the slash at their beginning. It has plain files, directories, symbolic and hard links.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    class _Fault:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _FaultEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[Outputs._Fault.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        FAULT_UNSPECIFIED: Outputs._Fault.ValueType  # 0
+        """There is none."""
+        FAULT_TOO_LARGE: Outputs._Fault.ValueType  # 1
+        """The archive would be larger than `max_output_bytes` of GetServerInfo."""
+        FAULT_UNAVAILABLE: Outputs._Fault.ValueType  # 2
+        """The engine did not give the files, or the container was removed."""
+        FAULT_NO_ROOM: Outputs._Fault.ValueType  # 3
+        """The disk of the server had no room."""
+
+    class Fault(_Fault, metaclass=_FaultEnumTypeWrapper):
+        """Why outputs were not kept."""
+
+    FAULT_UNSPECIFIED: Outputs.Fault.ValueType  # 0
+    """There is none."""
+    FAULT_TOO_LARGE: Outputs.Fault.ValueType  # 1
+    """The archive would be larger than `max_output_bytes` of GetServerInfo."""
+    FAULT_UNAVAILABLE: Outputs.Fault.ValueType  # 2
+    """The engine did not give the files, or the container was removed."""
+    FAULT_NO_ROOM: Outputs.Fault.ValueType  # 3
+    """The disk of the server had no room."""
+
+    SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    SHA256_FIELD_NUMBER: _builtins.int
+    ENTRIES_FIELD_NUMBER: _builtins.int
+    MISSING_FIELD_NUMBER: _builtins.int
+    FAULT_FIELD_NUMBER: _builtins.int
+    DETAIL_FIELD_NUMBER: _builtins.int
+    size_bytes: _builtins.int
+    """Size of the archive in bytes. Zero: nothing was kept."""
+    sha256: _builtins.str
+    """SHA-256 of the archive, as 64 of 0-9 a-f."""
+    entries: _builtins.int
+    """Number of files, directories and links."""
+    fault: Global___Outputs.Fault.ValueType
+    """Why nothing was kept. The end of the execution is what it is all the same."""
+    detail: _builtins.str
+    """The fault in words."""
+    @_builtins.property
+    def missing(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Paths of the spec that the container did not have."""
+
+    def __init__(
+        self,
+        *,
+        size_bytes: _builtins.int = ...,
+        sha256: _builtins.str = ...,
+        entries: _builtins.int = ...,
+        missing: _abc.Iterable[_builtins.str] | None = ...,
+        fault: Global___Outputs.Fault.ValueType = ...,
+        detail: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["detail", b"detail", "entries", b"entries", "fault", b"fault", "missing", b"missing", "sha256", b"sha256", "size_bytes", b"size_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Outputs: _TypeAlias = Outputs  # noqa: Y015
 
 @_typing.final
 class Ulimit(_message.Message):
@@ -2007,6 +2129,7 @@ class Execution(_message.Message):
     USAGE_FIELD_NUMBER: _builtins.int
     TICK_TIME_FIELD_NUMBER: _builtins.int
     MEMORY_BYTES_FIELD_NUMBER: _builtins.int
+    OUTPUTS_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """UUIDv7. The container's name is fastlane-<id>."""
     job_id: _builtins.str
@@ -2053,6 +2176,12 @@ class Execution(_message.Message):
     def tick_time(self) -> _timestamp_pb2.Timestamp:
         """The tick that started the run. Unset: another reason started it."""
 
+    @_builtins.property
+    def outputs(self) -> Global___Outputs:
+        """What was kept of `JobSpec.outputs`. Unset until the execution is final, where there are none, and where the container
+        never began.
+        """
+
     def __init__(
         self,
         *,
@@ -2072,10 +2201,11 @@ class Execution(_message.Message):
         usage: Global___Usage | None = ...,
         tick_time: _timestamp_pb2.Timestamp | None = ...,
         memory_bytes: _builtins.int = ...,
+        outputs: Global___Outputs | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["outcome", b"outcome", "tick_time", b"tick_time", "times", b"times", "usage", b"usage", "waiting", b"waiting"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["outcome", b"outcome", "outputs", b"outputs", "tick_time", b"tick_time", "times", b"times", "usage", b"usage", "waiting", b"waiting"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "container_id", b"container_id", "host", b"host", "id", b"id", "image_digest", b"image_digest", "job_id", b"job_id", "logs", b"logs", "memory_bytes", b"memory_bytes", "outcome", b"outcome", "run", b"run", "state", b"state", "task_id", b"task_id", "tick_time", b"tick_time", "times", b"times", "usage", b"usage", "waiting", b"waiting"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "container_id", b"container_id", "host", b"host", "id", b"id", "image_digest", b"image_digest", "job_id", b"job_id", "logs", b"logs", "memory_bytes", b"memory_bytes", "outcome", b"outcome", "outputs", b"outputs", "run", b"run", "state", b"state", "task_id", b"task_id", "tick_time", b"tick_time", "times", b"times", "usage", b"usage", "waiting", b"waiting"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -4268,6 +4398,66 @@ class ListExecutionsResponse(_message.Message):
 Global___ListExecutionsResponse: _TypeAlias = ListExecutionsResponse  # noqa: Y015
 
 @_typing.final
+class ReadOutputsRequest(_message.Message):
+    """Which part of the outputs to return."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EXECUTION_ID_FIELD_NUMBER: _builtins.int
+    OFFSET_FIELD_NUMBER: _builtins.int
+    MAX_BYTES_FIELD_NUMBER: _builtins.int
+    execution_id: _builtins.str
+    """Required."""
+    offset: _builtins.int
+    """Where the part begins in the archive, in bytes."""
+    max_bytes: _builtins.int
+    """Maximum size of the part. Zero: 1 MiB. More than 1 MiB means 1 MiB."""
+    def __init__(
+        self,
+        *,
+        execution_id: _builtins.str = ...,
+        offset: _builtins.int = ...,
+        max_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["execution_id", b"execution_id", "max_bytes", b"max_bytes", "offset", b"offset"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReadOutputsRequest: _TypeAlias = ReadOutputsRequest  # noqa: Y015
+
+@_typing.final
+class ReadOutputsResponse(_message.Message):
+    """A part of the archive."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DATA_FIELD_NUMBER: _builtins.int
+    SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    SHA256_FIELD_NUMBER: _builtins.int
+    data: _builtins.bytes
+    """The part. Empty at the end of the archive."""
+    size_bytes: _builtins.int
+    """Size of the whole archive in bytes."""
+    sha256: _builtins.str
+    """SHA-256 of the whole archive, as 64 of 0-9 a-f."""
+    def __init__(
+        self,
+        *,
+        data: _builtins.bytes = ...,
+        size_bytes: _builtins.int = ...,
+        sha256: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "sha256", b"sha256", "size_bytes", b"size_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReadOutputsResponse: _TypeAlias = ReadOutputsResponse  # noqa: Y015
+
+@_typing.final
 class StopExecutionRequest(_message.Message):
     """The execution to stop."""
 
@@ -4829,6 +5019,7 @@ class GetServerInfoResponse(_message.Message):
     KEEP_JOBS_FIELD_NUMBER: _builtins.int
     DEFAULT_HISTORY_FIELD_NUMBER: _builtins.int
     MAX_INPUT_BYTES_FIELD_NUMBER: _builtins.int
+    MAX_OUTPUT_BYTES_FIELD_NUMBER: _builtins.int
     version: _builtins.str
     """Version of the server: "1.4.0"."""
     max_running: _builtins.int
@@ -4847,6 +5038,8 @@ class GetServerInfoResponse(_message.Message):
     """Number of executions that are kept of a job that is not final, unless its spec says otherwise."""
     max_input_bytes: _builtins.int
     """Maximum size of the inputs of one job, in sum."""
+    max_output_bytes: _builtins.int
+    """Maximum size of the outputs of one execution, as an archive."""
     @_builtins.property
     def start_time(self) -> _timestamp_pb2.Timestamp:
         """When this server process started."""
@@ -4893,10 +5086,11 @@ class GetServerInfoResponse(_message.Message):
         keep_jobs: _duration_pb2.Duration | None = ...,
         default_history: _builtins.int = ...,
         max_input_bytes: _builtins.int = ...,
+        max_output_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["default_timeout", b"default_timeout", "keep_jobs", b"keep_jobs", "keep_logs", b"keep_logs", "max_timeout", b"max_timeout", "start_time", b"start_time", "time", b"time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["default_history", b"default_history", "default_timeout", b"default_timeout", "features", b"features", "keep_jobs", b"keep_jobs", "keep_logs", b"keep_logs", "max_input_bytes", b"max_input_bytes", "max_log_bytes", b"max_log_bytes", "max_request_bytes", b"max_request_bytes", "max_running", b"max_running", "max_streams", b"max_streams", "max_timeout", b"max_timeout", "max_waiting", b"max_waiting", "start_time", b"start_time", "time", b"time", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["default_history", b"default_history", "default_timeout", b"default_timeout", "features", b"features", "keep_jobs", b"keep_jobs", "keep_logs", b"keep_logs", "max_input_bytes", b"max_input_bytes", "max_log_bytes", b"max_log_bytes", "max_output_bytes", b"max_output_bytes", "max_request_bytes", b"max_request_bytes", "max_running", b"max_running", "max_streams", b"max_streams", "max_timeout", b"max_timeout", "max_waiting", b"max_waiting", "start_time", b"start_time", "time", b"time", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -789,6 +789,11 @@ class ExecutionServiceStub:
                 request_serializer=fastlane_dot_v1_dot_fastlane__pb2.ListExecutionsRequest.SerializeToString,
                 response_deserializer=fastlane_dot_v1_dot_fastlane__pb2.ListExecutionsResponse.FromString,
                 _registered_method=True)
+        self.ReadOutputs = channel.unary_unary(
+                '/fastlane.v1.ExecutionService/ReadOutputs',
+                request_serializer=fastlane_dot_v1_dot_fastlane__pb2.ReadOutputsRequest.SerializeToString,
+                response_deserializer=fastlane_dot_v1_dot_fastlane__pb2.ReadOutputsResponse.FromString,
+                _registered_method=True)
         self.StopExecution = channel.unary_unary(
                 '/fastlane.v1.ExecutionService/StopExecution',
                 request_serializer=fastlane_dot_v1_dot_fastlane__pb2.StopExecutionRequest.SerializeToString,
@@ -814,6 +819,15 @@ class ExecutionServiceServicer:
 
     def ListExecutions(self, request, context):
         """Returns executions, newest first: of one job, of one task, or of all. INVALID_ARGUMENT, PAGE_TOKEN_INVALID.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReadOutputs(self, request, context):
+        """Returns a part of the outputs of an execution: of the tar archive, from `offset` on. Call it with rising offsets up
+        to `size_bytes`, then compare the checksum. NOT_FOUND, OUTPUTS_NOT_FOUND. INVALID_ARGUMENT: `offset` is beyond the
+        end.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -857,6 +871,11 @@ def add_ExecutionServiceServicer_to_server(servicer, server):
                     servicer.ListExecutions,
                     request_deserializer=fastlane_dot_v1_dot_fastlane__pb2.ListExecutionsRequest.FromString,
                     response_serializer=fastlane_dot_v1_dot_fastlane__pb2.ListExecutionsResponse.SerializeToString,
+            ),
+            'ReadOutputs': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReadOutputs,
+                    request_deserializer=fastlane_dot_v1_dot_fastlane__pb2.ReadOutputsRequest.FromString,
+                    response_serializer=fastlane_dot_v1_dot_fastlane__pb2.ReadOutputsResponse.SerializeToString,
             ),
             'StopExecution': grpc.unary_unary_rpc_method_handler(
                     servicer.StopExecution,
@@ -924,6 +943,33 @@ class ExecutionService:
             '/fastlane.v1.ExecutionService/ListExecutions',
             fastlane_dot_v1_dot_fastlane__pb2.ListExecutionsRequest.SerializeToString,
             fastlane_dot_v1_dot_fastlane__pb2.ListExecutionsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReadOutputs(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fastlane.v1.ExecutionService/ReadOutputs',
+            fastlane_dot_v1_dot_fastlane__pb2.ReadOutputsRequest.SerializeToString,
+            fastlane_dot_v1_dot_fastlane__pb2.ReadOutputsResponse.FromString,
             options,
             channel_credentials,
             insecure,

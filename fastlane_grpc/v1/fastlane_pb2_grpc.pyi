@@ -468,6 +468,11 @@ class ExecutionServiceStub:
     """Returns the execution. NOT_FOUND, EXECUTION_NOT_FOUND: the execution never existed or was pruned."""
     ListExecutions: _grpc.UnaryUnaryMultiCallable[_fastlane_pb2.ListExecutionsRequest, _fastlane_pb2.ListExecutionsResponse]
     """Returns executions, newest first: of one job, of one task, or of all. INVALID_ARGUMENT, PAGE_TOKEN_INVALID."""
+    ReadOutputs: _grpc.UnaryUnaryMultiCallable[_fastlane_pb2.ReadOutputsRequest, _fastlane_pb2.ReadOutputsResponse]
+    """Returns a part of the outputs of an execution: of the tar archive, from `offset` on. Call it with rising offsets up
+    to `size_bytes`, then compare the checksum. NOT_FOUND, OUTPUTS_NOT_FOUND. INVALID_ARGUMENT: `offset` is beyond the
+    end.
+    """
     StopExecution: _grpc.UnaryUnaryMultiCallable[_fastlane_pb2.StopExecutionRequest, _fastlane_pb2.StopExecutionResponse]
     """Stops this execution. The job's schedule continues; the run has no further attempts. A job without a schedule ends
     with it. A stop of a final execution changes nothing and returns OK. NOT_FOUND, EXECUTION_NOT_FOUND.
@@ -496,6 +501,11 @@ class ExecutionServiceAsyncStub(ExecutionServiceStub):
     """Returns the execution. NOT_FOUND, EXECUTION_NOT_FOUND: the execution never existed or was pruned."""
     ListExecutions: _aio.UnaryUnaryMultiCallable[_fastlane_pb2.ListExecutionsRequest, _fastlane_pb2.ListExecutionsResponse]  # type: ignore[assignment]
     """Returns executions, newest first: of one job, of one task, or of all. INVALID_ARGUMENT, PAGE_TOKEN_INVALID."""
+    ReadOutputs: _aio.UnaryUnaryMultiCallable[_fastlane_pb2.ReadOutputsRequest, _fastlane_pb2.ReadOutputsResponse]  # type: ignore[assignment]
+    """Returns a part of the outputs of an execution: of the tar archive, from `offset` on. Call it with rising offsets up
+    to `size_bytes`, then compare the checksum. NOT_FOUND, OUTPUTS_NOT_FOUND. INVALID_ARGUMENT: `offset` is beyond the
+    end.
+    """
     StopExecution: _aio.UnaryUnaryMultiCallable[_fastlane_pb2.StopExecutionRequest, _fastlane_pb2.StopExecutionResponse]  # type: ignore[assignment]
     """Stops this execution. The job's schedule continues; the run has no further attempts. A job without a schedule ends
     with it. A stop of a final execution changes nothing and returns OK. NOT_FOUND, EXECUTION_NOT_FOUND.
@@ -533,6 +543,17 @@ class ExecutionServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_fastlane_pb2.ListExecutionsResponse, _abc.Awaitable[_fastlane_pb2.ListExecutionsResponse]]:
         """Returns executions, newest first: of one job, of one task, or of all. INVALID_ARGUMENT, PAGE_TOKEN_INVALID."""
+
+    @_abc_1.abstractmethod
+    def ReadOutputs(
+        self,
+        request: _fastlane_pb2.ReadOutputsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_fastlane_pb2.ReadOutputsResponse, _abc.Awaitable[_fastlane_pb2.ReadOutputsResponse]]:
+        """Returns a part of the outputs of an execution: of the tar archive, from `offset` on. Call it with rising offsets up
+        to `size_bytes`, then compare the checksum. NOT_FOUND, OUTPUTS_NOT_FOUND. INVALID_ARGUMENT: `offset` is beyond the
+        end.
+        """
 
     @_abc_1.abstractmethod
     def StopExecution(

@@ -127,11 +127,26 @@ func name(number os.Signal) string {
 // follow copies the output of all attempts, and returns the exit status of the job.
 func follow(client *fastlane.Client, id string, options *options, notes *notes) int {
 	request := &pb.StreamJobLogsRequest{JobId: id, Sources: []pb.Source{pb.Source_SOURCE_STDOUT, pb.Source_SOURCE_STDERR}}
+	// The server that took the job is waited for without a limit.
+	begin, reached, failures := time.Now(), options.job == "", 0
 	for message, err := range client.TailJob(context.Background(), request) {
 		if err != nil {
 			notes.say("job %s: %v", id, err)
 			return statusOf(err)
 		}
+		if cut, is := message.Event.(*fastlane.Error); is {
+			failures++
+			if !reached && time.Since(begin) > options.wait {
+				notes.say("job %s: %v", id, cut)
+				return exitUnavailable
+			}
+			// A cut that heals at once is nobody's concern.
+			if failures == 2 && !options.quiet {
+				notes.say("the server does not respond (%v); trying again", cut)
+			}
+			continue
+		}
+		reached, failures = true, 0
 		for _, chunk := range message.Chunks {
 			if err := notes.output(chunk); err != nil {
 				notes.say("%v; job %s goes on", err, id)

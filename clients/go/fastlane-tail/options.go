@@ -56,7 +56,7 @@ type options struct {
 func (o *options) flags() *flag.FlagSet {
 	f := flag.NewFlagSet("fastlane-tail", flag.ContinueOnError)
 	f.StringVar(&o.address, "address", "", "the server as `HOST:PORT`; else FASTLANE_ADDRESS, else 127.0.0.1:7020")
-	f.StringVar(&o.tlsCA, "tls-ca", "", "use TLS; the server's certificate is signed by one of this PEM `FILE`, or \"system\"")
+	f.StringVar(&o.tlsCA, "tls-ca", "", "use TLS; an authority in this PEM `FILE`, or \"system\", signed the server's certificate")
 	f.StringVar(&o.tlsCert, "tls-cert", "", "use TLS with the client's own certificate in this PEM `FILE`")
 	f.StringVar(&o.tlsKey, "tls-key", "", "the key of -tls-cert, a PEM `FILE`")
 	f.StringVar(&o.tokenFile, "token-file", "", "show the token in this `FILE` to the server; else FASTLANE_TOKEN, if it is set")
@@ -72,7 +72,7 @@ func (o *options) flags() *flag.FlagSet {
 	f.IntVar(&o.retries, "retries", 0, "try a failed job again, at most `N` times")
 	f.DurationVar(&o.stopWhenUnwatched, "stop-when-unwatched", 2*time.Minute,
 		"stop the job when nobody has followed its log for this `TIME`, as when this step is killed; 0: never")
-	f.DurationVar(&o.wait, "wait", time.Minute, "how much `TIME` a server that does not respond has")
+	f.DurationVar(&o.wait, "wait", time.Minute, "how much `TIME` a server that does not respond at the start has")
 	f.StringVar(&o.requestID, "request-id", "", "run the job once, however often it is sent with this `ID`")
 	f.StringVar(&o.job, "job", "", "follow the job with this `ID`; start nothing")
 	f.StringVar(&o.idFile, "id-file", "", "write the job's id to this `FILE`")

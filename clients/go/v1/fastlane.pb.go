@@ -199,6 +199,8 @@ const (
 	Reason_REASON_REGISTRY_UNAVAILABLE Reason = 13
 	// The content of an input is missing from the data directory, or cannot be read.
 	Reason_REASON_INPUT_UNAVAILABLE Reason = 14
+	// A secret of the job could not be read or used, or the host has no recorder, which masks secrets in the log.
+	Reason_REASON_SECRET_UNAVAILABLE Reason = 16
 )
 
 // Enum value maps for Reason.
@@ -219,6 +221,7 @@ var (
 		12: "REASON_START_UNKNOWN",
 		13: "REASON_REGISTRY_UNAVAILABLE",
 		14: "REASON_INPUT_UNAVAILABLE",
+		16: "REASON_SECRET_UNAVAILABLE",
 	}
 	Reason_value = map[string]int32{
 		"REASON_UNSPECIFIED":            0,
@@ -236,6 +239,7 @@ var (
 		"REASON_START_UNKNOWN":          12,
 		"REASON_REGISTRY_UNAVAILABLE":   13,
 		"REASON_INPUT_UNAVAILABLE":      14,
+		"REASON_SECRET_UNAVAILABLE":     16,
 	}
 )
 
@@ -488,6 +492,10 @@ const (
 	ErrorReason_ERROR_REASON_TOO_MANY_ATTEMPTS ErrorReason = 30
 	// NOT_FOUND: the operator has no such credential, or the task may not use it (metadata: registry_credential).
 	ErrorReason_ERROR_REASON_REGISTRY_CREDENTIAL_NOT_FOUND ErrorReason = 35
+	// NOT_FOUND: the operator has no such secret, or the task may not use it (metadata: secret).
+	ErrorReason_ERROR_REASON_SECRET_NOT_FOUND ErrorReason = 36
+	// NOT_FOUND: the execution has no outputs: it has not ended, kept none, or they were pruned (metadata: execution_id).
+	ErrorReason_ERROR_REASON_OUTPUTS_NOT_FOUND ErrorReason = 38
 )
 
 // Enum value maps for ErrorReason.
@@ -525,6 +533,8 @@ var (
 		29: "ERROR_REASON_PERMISSION_DENIED",
 		30: "ERROR_REASON_TOO_MANY_ATTEMPTS",
 		35: "ERROR_REASON_REGISTRY_CREDENTIAL_NOT_FOUND",
+		36: "ERROR_REASON_SECRET_NOT_FOUND",
+		38: "ERROR_REASON_OUTPUTS_NOT_FOUND",
 	}
 	ErrorReason_value = map[string]int32{
 		"ERROR_REASON_UNSPECIFIED":                   0,
@@ -559,6 +569,8 @@ var (
 		"ERROR_REASON_PERMISSION_DENIED":             29,
 		"ERROR_REASON_TOO_MANY_ATTEMPTS":             30,
 		"ERROR_REASON_REGISTRY_CREDENTIAL_NOT_FOUND": 35,
+		"ERROR_REASON_SECRET_NOT_FOUND":              36,
+		"ERROR_REASON_OUTPUTS_NOT_FOUND":             38,
 	}
 )
 
@@ -703,6 +715,63 @@ func (JobSpec_PullPolicy) EnumDescriptor() ([]byte, []int) {
 	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{0, 0}
 }
 
+// Why outputs were not kept.
+type Outputs_Fault int32
+
+const (
+	// There is none.
+	Outputs_FAULT_UNSPECIFIED Outputs_Fault = 0
+	// The archive would be larger than `max_output_bytes` of GetServerInfo.
+	Outputs_FAULT_TOO_LARGE Outputs_Fault = 1
+	// The engine did not give the files, or the container was removed.
+	Outputs_FAULT_UNAVAILABLE Outputs_Fault = 2
+	// The disk of the server had no room.
+	Outputs_FAULT_NO_ROOM Outputs_Fault = 3
+)
+
+// Enum value maps for Outputs_Fault.
+var (
+	Outputs_Fault_name = map[int32]string{
+		0: "FAULT_UNSPECIFIED",
+		1: "FAULT_TOO_LARGE",
+		2: "FAULT_UNAVAILABLE",
+		3: "FAULT_NO_ROOM",
+	}
+	Outputs_Fault_value = map[string]int32{
+		"FAULT_UNSPECIFIED": 0,
+		"FAULT_TOO_LARGE":   1,
+		"FAULT_UNAVAILABLE": 2,
+		"FAULT_NO_ROOM":     3,
+	}
+)
+
+func (x Outputs_Fault) Enum() *Outputs_Fault {
+	p := new(Outputs_Fault)
+	*p = x
+	return p
+}
+
+func (x Outputs_Fault) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (Outputs_Fault) Descriptor() protoreflect.EnumDescriptor {
+	return file_fastlane_v1_fastlane_proto_enumTypes[7].Descriptor()
+}
+
+func (Outputs_Fault) Type() protoreflect.EnumType {
+	return &file_fastlane_v1_fastlane_proto_enumTypes[7]
+}
+
+func (x Outputs_Fault) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use Outputs_Fault.Descriptor instead.
+func (Outputs_Fault) EnumDescriptor() ([]byte, []int) {
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{5, 0}
+}
+
 // What a tick does while a run has not ended. A run that waits for a retry has not ended.
 type Cron_Overlap int32
 
@@ -748,11 +817,11 @@ func (x Cron_Overlap) String() string {
 }
 
 func (Cron_Overlap) Descriptor() protoreflect.EnumDescriptor {
-	return file_fastlane_v1_fastlane_proto_enumTypes[7].Descriptor()
+	return file_fastlane_v1_fastlane_proto_enumTypes[8].Descriptor()
 }
 
 func (Cron_Overlap) Type() protoreflect.EnumType {
-	return &file_fastlane_v1_fastlane_proto_enumTypes[7]
+	return &file_fastlane_v1_fastlane_proto_enumTypes[8]
 }
 
 func (x Cron_Overlap) Number() protoreflect.EnumNumber {
@@ -761,7 +830,7 @@ func (x Cron_Overlap) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Cron_Overlap.Descriptor instead.
 func (Cron_Overlap) EnumDescriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{7, 0}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{8, 0}
 }
 
 // What happens to missed ticks.
@@ -805,11 +874,11 @@ func (x Cron_CatchUp) String() string {
 }
 
 func (Cron_CatchUp) Descriptor() protoreflect.EnumDescriptor {
-	return file_fastlane_v1_fastlane_proto_enumTypes[8].Descriptor()
+	return file_fastlane_v1_fastlane_proto_enumTypes[9].Descriptor()
 }
 
 func (Cron_CatchUp) Type() protoreflect.EnumType {
-	return &file_fastlane_v1_fastlane_proto_enumTypes[8]
+	return &file_fastlane_v1_fastlane_proto_enumTypes[9]
 }
 
 func (x Cron_CatchUp) Number() protoreflect.EnumNumber {
@@ -818,7 +887,7 @@ func (x Cron_CatchUp) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Cron_CatchUp.Descriptor instead.
 func (Cron_CatchUp) EnumDescriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{7, 1}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{8, 1}
 }
 
 // How the wait before a retry is chosen.
@@ -858,11 +927,11 @@ func (x Retry_Jitter) String() string {
 }
 
 func (Retry_Jitter) Descriptor() protoreflect.EnumDescriptor {
-	return file_fastlane_v1_fastlane_proto_enumTypes[9].Descriptor()
+	return file_fastlane_v1_fastlane_proto_enumTypes[10].Descriptor()
 }
 
 func (Retry_Jitter) Type() protoreflect.EnumType {
-	return &file_fastlane_v1_fastlane_proto_enumTypes[9]
+	return &file_fastlane_v1_fastlane_proto_enumTypes[10]
 }
 
 func (x Retry_Jitter) Number() protoreflect.EnumNumber {
@@ -871,7 +940,7 @@ func (x Retry_Jitter) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Retry_Jitter.Descriptor instead.
 func (Retry_Jitter) EnumDescriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{8, 0}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{9, 0}
 }
 
 // An end of an attempt that is retried.
@@ -923,11 +992,11 @@ func (x Retry_RetryCause) String() string {
 }
 
 func (Retry_RetryCause) Descriptor() protoreflect.EnumDescriptor {
-	return file_fastlane_v1_fastlane_proto_enumTypes[10].Descriptor()
+	return file_fastlane_v1_fastlane_proto_enumTypes[11].Descriptor()
 }
 
 func (Retry_RetryCause) Type() protoreflect.EnumType {
-	return &file_fastlane_v1_fastlane_proto_enumTypes[10]
+	return &file_fastlane_v1_fastlane_proto_enumTypes[11]
 }
 
 func (x Retry_RetryCause) Number() protoreflect.EnumNumber {
@@ -936,7 +1005,7 @@ func (x Retry_RetryCause) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Retry_RetryCause.Descriptor instead.
 func (Retry_RetryCause) EnumDescriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{8, 1}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{9, 1}
 }
 
 // What happens to the new job.
@@ -981,11 +1050,11 @@ func (x Unique_Conflict) String() string {
 }
 
 func (Unique_Conflict) Descriptor() protoreflect.EnumDescriptor {
-	return file_fastlane_v1_fastlane_proto_enumTypes[11].Descriptor()
+	return file_fastlane_v1_fastlane_proto_enumTypes[12].Descriptor()
 }
 
 func (Unique_Conflict) Type() protoreflect.EnumType {
-	return &file_fastlane_v1_fastlane_proto_enumTypes[11]
+	return &file_fastlane_v1_fastlane_proto_enumTypes[12]
 }
 
 func (x Unique_Conflict) Number() protoreflect.EnumNumber {
@@ -994,7 +1063,7 @@ func (x Unique_Conflict) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Unique_Conflict.Descriptor instead.
 func (Unique_Conflict) EnumDescriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{9, 0}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{10, 0}
 }
 
 // What has ended.
@@ -1038,11 +1107,11 @@ func (x Notification_Event) String() string {
 }
 
 func (Notification_Event) Descriptor() protoreflect.EnumDescriptor {
-	return file_fastlane_v1_fastlane_proto_enumTypes[12].Descriptor()
+	return file_fastlane_v1_fastlane_proto_enumTypes[13].Descriptor()
 }
 
 func (Notification_Event) Type() protoreflect.EnumType {
-	return &file_fastlane_v1_fastlane_proto_enumTypes[12]
+	return &file_fastlane_v1_fastlane_proto_enumTypes[13]
 }
 
 func (x Notification_Event) Number() protoreflect.EnumNumber {
@@ -1051,7 +1120,7 @@ func (x Notification_Event) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Notification_Event.Descriptor instead.
 func (Notification_Event) EnumDescriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{10, 0}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{11, 0}
 }
 
 // Whether a host takes executions.
@@ -1101,11 +1170,11 @@ func (x EngineHost_Availability) String() string {
 }
 
 func (EngineHost_Availability) Descriptor() protoreflect.EnumDescriptor {
-	return file_fastlane_v1_fastlane_proto_enumTypes[13].Descriptor()
+	return file_fastlane_v1_fastlane_proto_enumTypes[14].Descriptor()
 }
 
 func (EngineHost_Availability) Type() protoreflect.EnumType {
-	return &file_fastlane_v1_fastlane_proto_enumTypes[13]
+	return &file_fastlane_v1_fastlane_proto_enumTypes[14]
 }
 
 func (x EngineHost_Availability) Number() protoreflect.EnumNumber {
@@ -1114,7 +1183,7 @@ func (x EngineHost_Availability) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use EngineHost_Availability.Descriptor instead.
 func (EngineHost_Availability) EnumDescriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{21, 0}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{22, 0}
 }
 
 // How the output of a container gets into its log.
@@ -1155,11 +1224,11 @@ func (x EngineHost_Capture) String() string {
 }
 
 func (EngineHost_Capture) Descriptor() protoreflect.EnumDescriptor {
-	return file_fastlane_v1_fastlane_proto_enumTypes[14].Descriptor()
+	return file_fastlane_v1_fastlane_proto_enumTypes[15].Descriptor()
 }
 
 func (EngineHost_Capture) Type() protoreflect.EnumType {
-	return &file_fastlane_v1_fastlane_proto_enumTypes[14]
+	return &file_fastlane_v1_fastlane_proto_enumTypes[15]
 }
 
 func (x EngineHost_Capture) Number() protoreflect.EnumNumber {
@@ -1168,7 +1237,7 @@ func (x EngineHost_Capture) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use EngineHost_Capture.Descriptor instead.
 func (EngineHost_Capture) EnumDescriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{21, 1}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{22, 1}
 }
 
 // Why bytes are missing.
@@ -1216,11 +1285,11 @@ func (x LogGap_Cause) String() string {
 }
 
 func (LogGap_Cause) Descriptor() protoreflect.EnumDescriptor {
-	return file_fastlane_v1_fastlane_proto_enumTypes[15].Descriptor()
+	return file_fastlane_v1_fastlane_proto_enumTypes[16].Descriptor()
 }
 
 func (LogGap_Cause) Type() protoreflect.EnumType {
-	return &file_fastlane_v1_fastlane_proto_enumTypes[15]
+	return &file_fastlane_v1_fastlane_proto_enumTypes[16]
 }
 
 func (x LogGap_Cause) Number() protoreflect.EnumNumber {
@@ -1229,7 +1298,7 @@ func (x LogGap_Cause) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use LogGap_Cause.Descriptor instead.
 func (LogGap_Cause) EnumDescriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{25, 0}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{26, 0}
 }
 
 // What to run and how, as chosen by the caller.
@@ -1322,12 +1391,19 @@ type JobSpec struct {
 	// Files that are written into the container before its start; at most 64. In sum they take at most `max_input_bytes`
 	// of GetServerInfo. Kept as long as the job, so that retries get them again. Not together with `read_only_root`.
 	Inputs []*Input `protobuf:"bytes,40,rep,name=inputs,proto3" json:"inputs,omitempty"`
+	// Files and directories of the container that are kept after its end, however it ended; at most 16. Absolute paths, as
+	// of an Input. See `Execution.outputs` and ReadOutputs.
+	Outputs []string `protobuf:"bytes,41,rep,name=outputs,proto3" json:"outputs,omitempty"`
 	// Name of a credential that the operator has for the image's registry. The image is pulled with it, if it is pulled.
 	// NOT_FOUND: there is none, or the task may not use it. Empty: the operator's first one for the registry that the task
 	// may use, else what `docker login` left.
 	RegistryCredential string `protobuf:"bytes,34,opt,name=registry_credential,json=registryCredential,proto3" json:"registry_credential,omitempty"`
-	unknownFields      protoimpl.UnknownFields
-	sizeCache          protoimpl.SizeCache
+	// Environment variables with secrets of the operator: variable to name of the secret, as "db-password", or
+	// "vault/db-password" for a file of a directory; at most 64. The value is read for each container, is given to the
+	// command alone, and is masked in the log as `***`. NOT_FOUND: there is no such secret, or the task may not use it.
+	SecretEnvs    map[string]string `protobuf:"bytes,26,rep,name=secret_envs,json=secretEnvs,proto3" json:"secret_envs,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *JobSpec) Reset() {
@@ -1591,11 +1667,25 @@ func (x *JobSpec) GetInputs() []*Input {
 	return nil
 }
 
+func (x *JobSpec) GetOutputs() []string {
+	if x != nil {
+		return x.Outputs
+	}
+	return nil
+}
+
 func (x *JobSpec) GetRegistryCredential() string {
 	if x != nil {
 		return x.RegistryCredential
 	}
 	return ""
+}
+
+func (x *JobSpec) GetSecretEnvs() map[string]string {
+	if x != nil {
+		return x.SecretEnvs
+	}
+	return nil
 }
 
 // Resource limits of a container.
@@ -1942,6 +2032,98 @@ func (x *Input) GetUnpack() bool {
 	return false
 }
 
+// The outputs of an execution: a tar archive that is kept as long as its log. The names in it are the paths in the
+// container, without the slash at their beginning. It has plain files, directories, symbolic and hard links.
+type Outputs struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Size of the archive in bytes. Zero: nothing was kept.
+	SizeBytes int64 `protobuf:"varint,1,opt,name=size_bytes,json=sizeBytes,proto3" json:"size_bytes,omitempty"`
+	// SHA-256 of the archive, as 64 of 0-9 a-f.
+	Sha256 string `protobuf:"bytes,2,opt,name=sha256,proto3" json:"sha256,omitempty"`
+	// Number of files, directories and links.
+	Entries int32 `protobuf:"varint,3,opt,name=entries,proto3" json:"entries,omitempty"`
+	// Paths of the spec that the container did not have.
+	Missing []string `protobuf:"bytes,4,rep,name=missing,proto3" json:"missing,omitempty"`
+	// Why nothing was kept. The end of the execution is what it is all the same.
+	Fault Outputs_Fault `protobuf:"varint,5,opt,name=fault,proto3,enum=fastlane.v1.Outputs_Fault" json:"fault,omitempty"`
+	// The fault in words.
+	Detail        string `protobuf:"bytes,6,opt,name=detail,proto3" json:"detail,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Outputs) Reset() {
+	*x = Outputs{}
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Outputs) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Outputs) ProtoMessage() {}
+
+func (x *Outputs) ProtoReflect() protoreflect.Message {
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Outputs.ProtoReflect.Descriptor instead.
+func (*Outputs) Descriptor() ([]byte, []int) {
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *Outputs) GetSizeBytes() int64 {
+	if x != nil {
+		return x.SizeBytes
+	}
+	return 0
+}
+
+func (x *Outputs) GetSha256() string {
+	if x != nil {
+		return x.Sha256
+	}
+	return ""
+}
+
+func (x *Outputs) GetEntries() int32 {
+	if x != nil {
+		return x.Entries
+	}
+	return 0
+}
+
+func (x *Outputs) GetMissing() []string {
+	if x != nil {
+		return x.Missing
+	}
+	return nil
+}
+
+func (x *Outputs) GetFault() Outputs_Fault {
+	if x != nil {
+		return x.Fault
+	}
+	return Outputs_FAULT_UNSPECIFIED
+}
+
+func (x *Outputs) GetDetail() string {
+	if x != nil {
+		return x.Detail
+	}
+	return ""
+}
+
 // A limit of each process, as of setrlimit(2). -1: unlimited.
 type Ulimit struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1958,7 +2140,7 @@ type Ulimit struct {
 
 func (x *Ulimit) Reset() {
 	*x = Ulimit{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[5]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1970,7 +2152,7 @@ func (x *Ulimit) String() string {
 func (*Ulimit) ProtoMessage() {}
 
 func (x *Ulimit) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[5]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1983,7 +2165,7 @@ func (x *Ulimit) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Ulimit.ProtoReflect.Descriptor instead.
 func (*Ulimit) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{5}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Ulimit) GetName() string {
@@ -2022,7 +2204,7 @@ type Dns struct {
 
 func (x *Dns) Reset() {
 	*x = Dns{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[6]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2034,7 +2216,7 @@ func (x *Dns) String() string {
 func (*Dns) ProtoMessage() {}
 
 func (x *Dns) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[6]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2047,7 +2229,7 @@ func (x *Dns) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Dns.ProtoReflect.Descriptor instead.
 func (*Dns) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{6}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Dns) GetServers() []string {
@@ -2105,7 +2287,7 @@ type Cron struct {
 
 func (x *Cron) Reset() {
 	*x = Cron{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[7]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2117,7 +2299,7 @@ func (x *Cron) String() string {
 func (*Cron) ProtoMessage() {}
 
 func (x *Cron) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[7]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2130,7 +2312,7 @@ func (x *Cron) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Cron.ProtoReflect.Descriptor instead.
 func (*Cron) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{7}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Cron) GetExpression() string {
@@ -2232,7 +2414,7 @@ type Retry struct {
 
 func (x *Retry) Reset() {
 	*x = Retry{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[8]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2244,7 +2426,7 @@ func (x *Retry) String() string {
 func (*Retry) ProtoMessage() {}
 
 func (x *Retry) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[8]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2257,7 +2439,7 @@ func (x *Retry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Retry.ProtoReflect.Descriptor instead.
 func (*Retry) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{8}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Retry) GetMaxRetries() int32 {
@@ -2337,7 +2519,7 @@ type Unique struct {
 
 func (x *Unique) Reset() {
 	*x = Unique{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[9]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2349,7 +2531,7 @@ func (x *Unique) String() string {
 func (*Unique) ProtoMessage() {}
 
 func (x *Unique) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[9]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2362,7 +2544,7 @@ func (x *Unique) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Unique.ProtoReflect.Descriptor instead.
 func (*Unique) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{9}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Unique) GetKey() string {
@@ -2401,7 +2583,7 @@ type Notification struct {
 
 func (x *Notification) Reset() {
 	*x = Notification{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[10]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2413,7 +2595,7 @@ func (x *Notification) String() string {
 func (*Notification) ProtoMessage() {}
 
 func (x *Notification) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[10]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2426,7 +2608,7 @@ func (x *Notification) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Notification.ProtoReflect.Descriptor instead.
 func (*Notification) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{10}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Notification) GetStates() []State {
@@ -2525,7 +2707,7 @@ type Delivery struct {
 
 func (x *Delivery) Reset() {
 	*x = Delivery{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[11]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2537,7 +2719,7 @@ func (x *Delivery) String() string {
 func (*Delivery) ProtoMessage() {}
 
 func (x *Delivery) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[11]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2550,7 +2732,7 @@ func (x *Delivery) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Delivery.ProtoReflect.Descriptor instead.
 func (*Delivery) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{11}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Delivery) GetId() string {
@@ -2682,7 +2864,7 @@ type TaskSummary struct {
 
 func (x *TaskSummary) Reset() {
 	*x = TaskSummary{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[12]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2694,7 +2876,7 @@ func (x *TaskSummary) String() string {
 func (*TaskSummary) ProtoMessage() {}
 
 func (x *TaskSummary) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[12]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2707,7 +2889,7 @@ func (x *TaskSummary) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TaskSummary.ProtoReflect.Descriptor instead.
 func (*TaskSummary) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{12}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *TaskSummary) GetId() string {
@@ -2830,7 +3012,7 @@ type Job struct {
 
 func (x *Job) Reset() {
 	*x = Job{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[13]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2842,7 +3024,7 @@ func (x *Job) String() string {
 func (*Job) ProtoMessage() {}
 
 func (x *Job) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[13]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2855,7 +3037,7 @@ func (x *Job) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Job.ProtoReflect.Descriptor instead.
 func (*Job) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{13}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Job) GetId() string {
@@ -2994,7 +3176,7 @@ type ScheduleStatus struct {
 
 func (x *ScheduleStatus) Reset() {
 	*x = ScheduleStatus{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[14]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3006,7 +3188,7 @@ func (x *ScheduleStatus) String() string {
 func (*ScheduleStatus) ProtoMessage() {}
 
 func (x *ScheduleStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[14]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3019,7 +3201,7 @@ func (x *ScheduleStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ScheduleStatus.ProtoReflect.Descriptor instead.
 func (*ScheduleStatus) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{14}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *ScheduleStatus) GetNextTimes() []*timestamppb.Timestamp {
@@ -3084,7 +3266,7 @@ type ArrayPosition struct {
 
 func (x *ArrayPosition) Reset() {
 	*x = ArrayPosition{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[15]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3096,7 +3278,7 @@ func (x *ArrayPosition) String() string {
 func (*ArrayPosition) ProtoMessage() {}
 
 func (x *ArrayPosition) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[15]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3109,7 +3291,7 @@ func (x *ArrayPosition) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ArrayPosition.ProtoReflect.Descriptor instead.
 func (*ArrayPosition) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{15}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *ArrayPosition) GetIndex() int32 {
@@ -3161,14 +3343,17 @@ type Execution struct {
 	// The tick that started the run. Unset: another reason started it.
 	TickTime *timestamppb.Timestamp `protobuf:"bytes,15,opt,name=tick_time,json=tickTime,proto3" json:"tick_time,omitempty"`
 	// Maximum memory in bytes, if `retry.memory_growth` raised it. Zero: that of the spec.
-	MemoryBytes   int64 `protobuf:"varint,16,opt,name=memory_bytes,json=memoryBytes,proto3" json:"memory_bytes,omitempty"`
+	MemoryBytes int64 `protobuf:"varint,16,opt,name=memory_bytes,json=memoryBytes,proto3" json:"memory_bytes,omitempty"`
+	// What was kept of `JobSpec.outputs`. Unset until the execution is final, where there are none, and where the container
+	// never began.
+	Outputs       *Outputs `protobuf:"bytes,18,opt,name=outputs,proto3" json:"outputs,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Execution) Reset() {
 	*x = Execution{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[16]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3180,7 +3365,7 @@ func (x *Execution) String() string {
 func (*Execution) ProtoMessage() {}
 
 func (x *Execution) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[16]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3193,7 +3378,7 @@ func (x *Execution) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Execution.ProtoReflect.Descriptor instead.
 func (*Execution) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{16}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Execution) GetId() string {
@@ -3308,6 +3493,13 @@ func (x *Execution) GetMemoryBytes() int64 {
 	return 0
 }
 
+func (x *Execution) GetOutputs() *Outputs {
+	if x != nil {
+		return x.Outputs
+	}
+	return nil
+}
+
 // What a container used from its start to the end of its last process, the recorder included. A field is unset if the
 // kernel does not tell.
 type Usage struct {
@@ -3326,7 +3518,7 @@ type Usage struct {
 
 func (x *Usage) Reset() {
 	*x = Usage{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[17]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3338,7 +3530,7 @@ func (x *Usage) String() string {
 func (*Usage) ProtoMessage() {}
 
 func (x *Usage) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[17]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3351,7 +3543,7 @@ func (x *Usage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Usage.ProtoReflect.Descriptor instead.
 func (*Usage) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{17}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Usage) GetPeakMemoryBytes() int64 {
@@ -3402,7 +3594,7 @@ type Waiting struct {
 
 func (x *Waiting) Reset() {
 	*x = Waiting{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[18]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3414,7 +3606,7 @@ func (x *Waiting) String() string {
 func (*Waiting) ProtoMessage() {}
 
 func (x *Waiting) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[18]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3427,7 +3619,7 @@ func (x *Waiting) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Waiting.ProtoReflect.Descriptor instead.
 func (*Waiting) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{18}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Waiting) GetReason() WaitReason {
@@ -3485,7 +3677,7 @@ type Outcome struct {
 
 func (x *Outcome) Reset() {
 	*x = Outcome{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[19]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3497,7 +3689,7 @@ func (x *Outcome) String() string {
 func (*Outcome) ProtoMessage() {}
 
 func (x *Outcome) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[19]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3510,7 +3702,7 @@ func (x *Outcome) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Outcome.ProtoReflect.Descriptor instead.
 func (*Outcome) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{19}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Outcome) GetReason() Reason {
@@ -3566,7 +3758,7 @@ type LogTotals struct {
 
 func (x *LogTotals) Reset() {
 	*x = LogTotals{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[20]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3578,7 +3770,7 @@ func (x *LogTotals) String() string {
 func (*LogTotals) ProtoMessage() {}
 
 func (x *LogTotals) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[20]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3591,7 +3783,7 @@ func (x *LogTotals) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogTotals.ProtoReflect.Descriptor instead.
 func (*LogTotals) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{20}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *LogTotals) GetSource() Source {
@@ -3657,7 +3849,7 @@ type EngineHost struct {
 
 func (x *EngineHost) Reset() {
 	*x = EngineHost{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[21]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3669,7 +3861,7 @@ func (x *EngineHost) String() string {
 func (*EngineHost) ProtoMessage() {}
 
 func (x *EngineHost) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[21]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3682,7 +3874,7 @@ func (x *EngineHost) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EngineHost.ProtoReflect.Descriptor instead.
 func (*EngineHost) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{21}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *EngineHost) GetName() string {
@@ -3820,7 +4012,7 @@ type StreamExecutionLogsRequest struct {
 
 func (x *StreamExecutionLogsRequest) Reset() {
 	*x = StreamExecutionLogsRequest{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[22]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3832,7 +4024,7 @@ func (x *StreamExecutionLogsRequest) String() string {
 func (*StreamExecutionLogsRequest) ProtoMessage() {}
 
 func (x *StreamExecutionLogsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[22]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3845,7 +4037,7 @@ func (x *StreamExecutionLogsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StreamExecutionLogsRequest.ProtoReflect.Descriptor instead.
 func (*StreamExecutionLogsRequest) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{22}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *StreamExecutionLogsRequest) GetExecutionId() string {
@@ -3953,7 +4145,7 @@ type StreamExecutionLogsResponse struct {
 
 func (x *StreamExecutionLogsResponse) Reset() {
 	*x = StreamExecutionLogsResponse{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[23]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3965,7 +4157,7 @@ func (x *StreamExecutionLogsResponse) String() string {
 func (*StreamExecutionLogsResponse) ProtoMessage() {}
 
 func (x *StreamExecutionLogsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[23]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3978,7 +4170,7 @@ func (x *StreamExecutionLogsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StreamExecutionLogsResponse.ProtoReflect.Descriptor instead.
 func (*StreamExecutionLogsResponse) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{23}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *StreamExecutionLogsResponse) GetCursor() string {
@@ -4108,7 +4300,7 @@ type LogChunk struct {
 
 func (x *LogChunk) Reset() {
 	*x = LogChunk{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[24]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4120,7 +4312,7 @@ func (x *LogChunk) String() string {
 func (*LogChunk) ProtoMessage() {}
 
 func (x *LogChunk) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[24]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4133,7 +4325,7 @@ func (x *LogChunk) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogChunk.ProtoReflect.Descriptor instead.
 func (*LogChunk) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{24}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *LogChunk) GetSource() Source {
@@ -4195,7 +4387,7 @@ type LogGap struct {
 
 func (x *LogGap) Reset() {
 	*x = LogGap{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[25]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4207,7 +4399,7 @@ func (x *LogGap) String() string {
 func (*LogGap) ProtoMessage() {}
 
 func (x *LogGap) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[25]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4220,7 +4412,7 @@ func (x *LogGap) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogGap.ProtoReflect.Descriptor instead.
 func (*LogGap) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{25}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *LogGap) GetSource() Source {
@@ -4262,7 +4454,7 @@ type LogHeartbeat struct {
 
 func (x *LogHeartbeat) Reset() {
 	*x = LogHeartbeat{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[26]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4274,7 +4466,7 @@ func (x *LogHeartbeat) String() string {
 func (*LogHeartbeat) ProtoMessage() {}
 
 func (x *LogHeartbeat) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[26]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4287,7 +4479,7 @@ func (x *LogHeartbeat) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogHeartbeat.ProtoReflect.Descriptor instead.
 func (*LogHeartbeat) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{26}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *LogHeartbeat) GetTime() *timestamppb.Timestamp {
@@ -4312,7 +4504,7 @@ type LogState struct {
 
 func (x *LogState) Reset() {
 	*x = LogState{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[27]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4324,7 +4516,7 @@ func (x *LogState) String() string {
 func (*LogState) ProtoMessage() {}
 
 func (x *LogState) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[27]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4337,7 +4529,7 @@ func (x *LogState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogState.ProtoReflect.Descriptor instead.
 func (*LogState) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{27}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *LogState) GetState() State {
@@ -4385,7 +4577,7 @@ type LogEnd struct {
 
 func (x *LogEnd) Reset() {
 	*x = LogEnd{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[28]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4397,7 +4589,7 @@ func (x *LogEnd) String() string {
 func (*LogEnd) ProtoMessage() {}
 
 func (x *LogEnd) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[28]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4410,7 +4602,7 @@ func (x *LogEnd) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogEnd.ProtoReflect.Descriptor instead.
 func (*LogEnd) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{28}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *LogEnd) GetSealed() bool {
@@ -4477,7 +4669,7 @@ type StreamJobLogsRequest struct {
 
 func (x *StreamJobLogsRequest) Reset() {
 	*x = StreamJobLogsRequest{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[29]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4489,7 +4681,7 @@ func (x *StreamJobLogsRequest) String() string {
 func (*StreamJobLogsRequest) ProtoMessage() {}
 
 func (x *StreamJobLogsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[29]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4502,7 +4694,7 @@ func (x *StreamJobLogsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StreamJobLogsRequest.ProtoReflect.Descriptor instead.
 func (*StreamJobLogsRequest) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{29}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *StreamJobLogsRequest) GetJobId() string {
@@ -4586,7 +4778,7 @@ type StreamJobLogsResponse struct {
 
 func (x *StreamJobLogsResponse) Reset() {
 	*x = StreamJobLogsResponse{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[30]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4598,7 +4790,7 @@ func (x *StreamJobLogsResponse) String() string {
 func (*StreamJobLogsResponse) ProtoMessage() {}
 
 func (x *StreamJobLogsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[30]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4611,7 +4803,7 @@ func (x *StreamJobLogsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StreamJobLogsResponse.ProtoReflect.Descriptor instead.
 func (*StreamJobLogsResponse) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{30}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *StreamJobLogsResponse) GetCursor() string {
@@ -4749,7 +4941,7 @@ type JobLogExecution struct {
 
 func (x *JobLogExecution) Reset() {
 	*x = JobLogExecution{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[31]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4761,7 +4953,7 @@ func (x *JobLogExecution) String() string {
 func (*JobLogExecution) ProtoMessage() {}
 
 func (x *JobLogExecution) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[31]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4774,7 +4966,7 @@ func (x *JobLogExecution) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JobLogExecution.ProtoReflect.Descriptor instead.
 func (*JobLogExecution) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{31}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *JobLogExecution) GetExecution() *Execution {
@@ -4805,7 +4997,7 @@ type JobLogEnd struct {
 
 func (x *JobLogEnd) Reset() {
 	*x = JobLogEnd{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[32]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4817,7 +5009,7 @@ func (x *JobLogEnd) String() string {
 func (*JobLogEnd) ProtoMessage() {}
 
 func (x *JobLogEnd) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[32]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4830,7 +5022,7 @@ func (x *JobLogEnd) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JobLogEnd.ProtoReflect.Descriptor instead.
 func (*JobLogEnd) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{32}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *JobLogEnd) GetJob() *Job {
@@ -4866,7 +5058,7 @@ type EnqueueJobRequest struct {
 
 func (x *EnqueueJobRequest) Reset() {
 	*x = EnqueueJobRequest{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[33]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4878,7 +5070,7 @@ func (x *EnqueueJobRequest) String() string {
 func (*EnqueueJobRequest) ProtoMessage() {}
 
 func (x *EnqueueJobRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[33]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4891,7 +5083,7 @@ func (x *EnqueueJobRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EnqueueJobRequest.ProtoReflect.Descriptor instead.
 func (*EnqueueJobRequest) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{33}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *EnqueueJobRequest) GetTaskId() string {
@@ -4935,7 +5127,7 @@ type EnqueueJobResponse struct {
 
 func (x *EnqueueJobResponse) Reset() {
 	*x = EnqueueJobResponse{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[34]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4947,7 +5139,7 @@ func (x *EnqueueJobResponse) String() string {
 func (*EnqueueJobResponse) ProtoMessage() {}
 
 func (x *EnqueueJobResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[34]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4960,7 +5152,7 @@ func (x *EnqueueJobResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EnqueueJobResponse.ProtoReflect.Descriptor instead.
 func (*EnqueueJobResponse) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{34}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *EnqueueJobResponse) GetJob() *Job {
@@ -4988,7 +5180,7 @@ type GetJobRequest struct {
 
 func (x *GetJobRequest) Reset() {
 	*x = GetJobRequest{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[35]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5000,7 +5192,7 @@ func (x *GetJobRequest) String() string {
 func (*GetJobRequest) ProtoMessage() {}
 
 func (x *GetJobRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[35]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5013,7 +5205,7 @@ func (x *GetJobRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetJobRequest.ProtoReflect.Descriptor instead.
 func (*GetJobRequest) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{35}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *GetJobRequest) GetJobId() string {
@@ -5034,7 +5226,7 @@ type GetJobResponse struct {
 
 func (x *GetJobResponse) Reset() {
 	*x = GetJobResponse{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[36]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5046,7 +5238,7 @@ func (x *GetJobResponse) String() string {
 func (*GetJobResponse) ProtoMessage() {}
 
 func (x *GetJobResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[36]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5059,7 +5251,7 @@ func (x *GetJobResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetJobResponse.ProtoReflect.Descriptor instead.
 func (*GetJobResponse) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{36}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *GetJobResponse) GetJob() *Job {
@@ -5096,7 +5288,7 @@ type ListJobsRequest struct {
 
 func (x *ListJobsRequest) Reset() {
 	*x = ListJobsRequest{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[37]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5108,7 +5300,7 @@ func (x *ListJobsRequest) String() string {
 func (*ListJobsRequest) ProtoMessage() {}
 
 func (x *ListJobsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[37]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5121,7 +5313,7 @@ func (x *ListJobsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListJobsRequest.ProtoReflect.Descriptor instead.
 func (*ListJobsRequest) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{37}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *ListJobsRequest) GetTaskId() string {
@@ -5200,7 +5392,7 @@ type ListJobsResponse struct {
 
 func (x *ListJobsResponse) Reset() {
 	*x = ListJobsResponse{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[38]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5212,7 +5404,7 @@ func (x *ListJobsResponse) String() string {
 func (*ListJobsResponse) ProtoMessage() {}
 
 func (x *ListJobsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[38]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5225,7 +5417,7 @@ func (x *ListJobsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListJobsResponse.ProtoReflect.Descriptor instead.
 func (*ListJobsResponse) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{38}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *ListJobsResponse) GetJobs() []*Job {
@@ -5258,7 +5450,7 @@ type StopJobRequest struct {
 
 func (x *StopJobRequest) Reset() {
 	*x = StopJobRequest{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[39]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5270,7 +5462,7 @@ func (x *StopJobRequest) String() string {
 func (*StopJobRequest) ProtoMessage() {}
 
 func (x *StopJobRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[39]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5283,7 +5475,7 @@ func (x *StopJobRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopJobRequest.ProtoReflect.Descriptor instead.
 func (*StopJobRequest) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{39}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *StopJobRequest) GetJobId() string {
@@ -5318,7 +5510,7 @@ type StopJobResponse struct {
 
 func (x *StopJobResponse) Reset() {
 	*x = StopJobResponse{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[40]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5330,7 +5522,7 @@ func (x *StopJobResponse) String() string {
 func (*StopJobResponse) ProtoMessage() {}
 
 func (x *StopJobResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[40]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5343,7 +5535,7 @@ func (x *StopJobResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopJobResponse.ProtoReflect.Descriptor instead.
 func (*StopJobResponse) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{40}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *StopJobResponse) GetJob() *Job {
@@ -5366,7 +5558,7 @@ type RetryJobRequest struct {
 
 func (x *RetryJobRequest) Reset() {
 	*x = RetryJobRequest{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[41]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5378,7 +5570,7 @@ func (x *RetryJobRequest) String() string {
 func (*RetryJobRequest) ProtoMessage() {}
 
 func (x *RetryJobRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[41]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5391,7 +5583,7 @@ func (x *RetryJobRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RetryJobRequest.ProtoReflect.Descriptor instead.
 func (*RetryJobRequest) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{41}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *RetryJobRequest) GetJobId() string {
@@ -5421,7 +5613,7 @@ type RetryJobResponse struct {
 
 func (x *RetryJobResponse) Reset() {
 	*x = RetryJobResponse{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[42]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5433,7 +5625,7 @@ func (x *RetryJobResponse) String() string {
 func (*RetryJobResponse) ProtoMessage() {}
 
 func (x *RetryJobResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[42]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5446,7 +5638,7 @@ func (x *RetryJobResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RetryJobResponse.ProtoReflect.Descriptor instead.
 func (*RetryJobResponse) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{42}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *RetryJobResponse) GetJob() *Job {
@@ -5480,7 +5672,7 @@ type ReplaceJobRequest struct {
 
 func (x *ReplaceJobRequest) Reset() {
 	*x = ReplaceJobRequest{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[43]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5492,7 +5684,7 @@ func (x *ReplaceJobRequest) String() string {
 func (*ReplaceJobRequest) ProtoMessage() {}
 
 func (x *ReplaceJobRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[43]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5505,7 +5697,7 @@ func (x *ReplaceJobRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReplaceJobRequest.ProtoReflect.Descriptor instead.
 func (*ReplaceJobRequest) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{43}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *ReplaceJobRequest) GetJobId() string {
@@ -5549,7 +5741,7 @@ type ReplaceJobResponse struct {
 
 func (x *ReplaceJobResponse) Reset() {
 	*x = ReplaceJobResponse{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[44]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5561,7 +5753,7 @@ func (x *ReplaceJobResponse) String() string {
 func (*ReplaceJobResponse) ProtoMessage() {}
 
 func (x *ReplaceJobResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[44]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5574,7 +5766,7 @@ func (x *ReplaceJobResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReplaceJobResponse.ProtoReflect.Descriptor instead.
 func (*ReplaceJobResponse) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{44}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *ReplaceJobResponse) GetJob() *Job {
@@ -5602,7 +5794,7 @@ type PauseScheduleRequest struct {
 
 func (x *PauseScheduleRequest) Reset() {
 	*x = PauseScheduleRequest{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[45]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5614,7 +5806,7 @@ func (x *PauseScheduleRequest) String() string {
 func (*PauseScheduleRequest) ProtoMessage() {}
 
 func (x *PauseScheduleRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[45]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5627,7 +5819,7 @@ func (x *PauseScheduleRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PauseScheduleRequest.ProtoReflect.Descriptor instead.
 func (*PauseScheduleRequest) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{45}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *PauseScheduleRequest) GetJobId() string {
@@ -5648,7 +5840,7 @@ type PauseScheduleResponse struct {
 
 func (x *PauseScheduleResponse) Reset() {
 	*x = PauseScheduleResponse{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[46]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5660,7 +5852,7 @@ func (x *PauseScheduleResponse) String() string {
 func (*PauseScheduleResponse) ProtoMessage() {}
 
 func (x *PauseScheduleResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[46]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5673,7 +5865,7 @@ func (x *PauseScheduleResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PauseScheduleResponse.ProtoReflect.Descriptor instead.
 func (*PauseScheduleResponse) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{46}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *PauseScheduleResponse) GetJob() *Job {
@@ -5694,7 +5886,7 @@ type ResumeScheduleRequest struct {
 
 func (x *ResumeScheduleRequest) Reset() {
 	*x = ResumeScheduleRequest{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[47]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5706,7 +5898,7 @@ func (x *ResumeScheduleRequest) String() string {
 func (*ResumeScheduleRequest) ProtoMessage() {}
 
 func (x *ResumeScheduleRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[47]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5719,7 +5911,7 @@ func (x *ResumeScheduleRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResumeScheduleRequest.ProtoReflect.Descriptor instead.
 func (*ResumeScheduleRequest) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{47}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *ResumeScheduleRequest) GetJobId() string {
@@ -5740,7 +5932,7 @@ type ResumeScheduleResponse struct {
 
 func (x *ResumeScheduleResponse) Reset() {
 	*x = ResumeScheduleResponse{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[48]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5752,7 +5944,7 @@ func (x *ResumeScheduleResponse) String() string {
 func (*ResumeScheduleResponse) ProtoMessage() {}
 
 func (x *ResumeScheduleResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[48]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5765,7 +5957,7 @@ func (x *ResumeScheduleResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResumeScheduleResponse.ProtoReflect.Descriptor instead.
 func (*ResumeScheduleResponse) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{48}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *ResumeScheduleResponse) GetJob() *Job {
@@ -5790,7 +5982,7 @@ type PreviewScheduleRequest struct {
 
 func (x *PreviewScheduleRequest) Reset() {
 	*x = PreviewScheduleRequest{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[49]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5802,7 +5994,7 @@ func (x *PreviewScheduleRequest) String() string {
 func (*PreviewScheduleRequest) ProtoMessage() {}
 
 func (x *PreviewScheduleRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[49]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5815,7 +6007,7 @@ func (x *PreviewScheduleRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PreviewScheduleRequest.ProtoReflect.Descriptor instead.
 func (*PreviewScheduleRequest) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{49}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *PreviewScheduleRequest) GetCron() *Cron {
@@ -5852,7 +6044,7 @@ type PreviewScheduleResponse struct {
 
 func (x *PreviewScheduleResponse) Reset() {
 	*x = PreviewScheduleResponse{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[50]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5864,7 +6056,7 @@ func (x *PreviewScheduleResponse) String() string {
 func (*PreviewScheduleResponse) ProtoMessage() {}
 
 func (x *PreviewScheduleResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[50]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5877,7 +6069,7 @@ func (x *PreviewScheduleResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PreviewScheduleResponse.ProtoReflect.Descriptor instead.
 func (*PreviewScheduleResponse) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{50}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *PreviewScheduleResponse) GetTimes() []*timestamppb.Timestamp {
@@ -5911,7 +6103,7 @@ type UploadInputRequest struct {
 
 func (x *UploadInputRequest) Reset() {
 	*x = UploadInputRequest{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[51]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5923,7 +6115,7 @@ func (x *UploadInputRequest) String() string {
 func (*UploadInputRequest) ProtoMessage() {}
 
 func (x *UploadInputRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[51]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5936,7 +6128,7 @@ func (x *UploadInputRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UploadInputRequest.ProtoReflect.Descriptor instead.
 func (*UploadInputRequest) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{51}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *UploadInputRequest) GetSha256() string {
@@ -5980,7 +6172,7 @@ type UploadInputResponse struct {
 
 func (x *UploadInputResponse) Reset() {
 	*x = UploadInputResponse{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[52]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5992,7 +6184,7 @@ func (x *UploadInputResponse) String() string {
 func (*UploadInputResponse) ProtoMessage() {}
 
 func (x *UploadInputResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[52]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6005,7 +6197,7 @@ func (x *UploadInputResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UploadInputResponse.ProtoReflect.Descriptor instead.
 func (*UploadInputResponse) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{52}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *UploadInputResponse) GetReceivedBytes() int64 {
@@ -6035,7 +6227,7 @@ type BatchEnqueueJobsRequest struct {
 
 func (x *BatchEnqueueJobsRequest) Reset() {
 	*x = BatchEnqueueJobsRequest{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[53]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6047,7 +6239,7 @@ func (x *BatchEnqueueJobsRequest) String() string {
 func (*BatchEnqueueJobsRequest) ProtoMessage() {}
 
 func (x *BatchEnqueueJobsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[53]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6060,7 +6252,7 @@ func (x *BatchEnqueueJobsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BatchEnqueueJobsRequest.ProtoReflect.Descriptor instead.
 func (*BatchEnqueueJobsRequest) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{53}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *BatchEnqueueJobsRequest) GetRequests() []*EnqueueJobRequest {
@@ -6092,7 +6284,7 @@ type JobArray struct {
 
 func (x *JobArray) Reset() {
 	*x = JobArray{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[54]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6104,7 +6296,7 @@ func (x *JobArray) String() string {
 func (*JobArray) ProtoMessage() {}
 
 func (x *JobArray) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[54]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6117,7 +6309,7 @@ func (x *JobArray) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JobArray.ProtoReflect.Descriptor instead.
 func (*JobArray) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{54}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *JobArray) GetRequest() *EnqueueJobRequest {
@@ -6145,7 +6337,7 @@ type BatchEnqueueJobsResponse struct {
 
 func (x *BatchEnqueueJobsResponse) Reset() {
 	*x = BatchEnqueueJobsResponse{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[55]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6157,7 +6349,7 @@ func (x *BatchEnqueueJobsResponse) String() string {
 func (*BatchEnqueueJobsResponse) ProtoMessage() {}
 
 func (x *BatchEnqueueJobsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[55]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6170,7 +6362,7 @@ func (x *BatchEnqueueJobsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BatchEnqueueJobsResponse.ProtoReflect.Descriptor instead.
 func (*BatchEnqueueJobsResponse) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{55}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *BatchEnqueueJobsResponse) GetResults() []*BatchEnqueueJobsResponse_Result {
@@ -6199,7 +6391,7 @@ type Rejection struct {
 
 func (x *Rejection) Reset() {
 	*x = Rejection{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[56]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6211,7 +6403,7 @@ func (x *Rejection) String() string {
 func (*Rejection) ProtoMessage() {}
 
 func (x *Rejection) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[56]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6224,7 +6416,7 @@ func (x *Rejection) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Rejection.ProtoReflect.Descriptor instead.
 func (*Rejection) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{56}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *Rejection) GetCode() int32 {
@@ -6283,7 +6475,7 @@ type JobFilter struct {
 
 func (x *JobFilter) Reset() {
 	*x = JobFilter{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[57]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6295,7 +6487,7 @@ func (x *JobFilter) String() string {
 func (*JobFilter) ProtoMessage() {}
 
 func (x *JobFilter) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[57]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6308,7 +6500,7 @@ func (x *JobFilter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JobFilter.ProtoReflect.Descriptor instead.
 func (*JobFilter) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{57}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *JobFilter) GetTaskId() string {
@@ -6370,7 +6562,7 @@ type BatchStopJobsRequest struct {
 
 func (x *BatchStopJobsRequest) Reset() {
 	*x = BatchStopJobsRequest{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[58]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6382,7 +6574,7 @@ func (x *BatchStopJobsRequest) String() string {
 func (*BatchStopJobsRequest) ProtoMessage() {}
 
 func (x *BatchStopJobsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[58]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6395,7 +6587,7 @@ func (x *BatchStopJobsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BatchStopJobsRequest.ProtoReflect.Descriptor instead.
 func (*BatchStopJobsRequest) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{58}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *BatchStopJobsRequest) GetFilter() *JobFilter {
@@ -6439,7 +6631,7 @@ type BatchStopJobsResponse struct {
 
 func (x *BatchStopJobsResponse) Reset() {
 	*x = BatchStopJobsResponse{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[59]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6451,7 +6643,7 @@ func (x *BatchStopJobsResponse) String() string {
 func (*BatchStopJobsResponse) ProtoMessage() {}
 
 func (x *BatchStopJobsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[59]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6464,7 +6656,7 @@ func (x *BatchStopJobsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BatchStopJobsResponse.ProtoReflect.Descriptor instead.
 func (*BatchStopJobsResponse) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{59}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *BatchStopJobsResponse) GetStopped() int32 {
@@ -6497,7 +6689,7 @@ type BatchRetryJobsRequest struct {
 
 func (x *BatchRetryJobsRequest) Reset() {
 	*x = BatchRetryJobsRequest{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[60]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6509,7 +6701,7 @@ func (x *BatchRetryJobsRequest) String() string {
 func (*BatchRetryJobsRequest) ProtoMessage() {}
 
 func (x *BatchRetryJobsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[60]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6522,7 +6714,7 @@ func (x *BatchRetryJobsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BatchRetryJobsRequest.ProtoReflect.Descriptor instead.
 func (*BatchRetryJobsRequest) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{60}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *BatchRetryJobsRequest) GetFilter() *JobFilter {
@@ -6563,7 +6755,7 @@ type BatchRetryJobsResponse struct {
 
 func (x *BatchRetryJobsResponse) Reset() {
 	*x = BatchRetryJobsResponse{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[61]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6575,7 +6767,7 @@ func (x *BatchRetryJobsResponse) String() string {
 func (*BatchRetryJobsResponse) ProtoMessage() {}
 
 func (x *BatchRetryJobsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[61]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6588,7 +6780,7 @@ func (x *BatchRetryJobsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BatchRetryJobsResponse.ProtoReflect.Descriptor instead.
 func (*BatchRetryJobsResponse) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{61}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *BatchRetryJobsResponse) GetRetried() int32 {
@@ -6639,7 +6831,7 @@ type WatchJobsRequest struct {
 
 func (x *WatchJobsRequest) Reset() {
 	*x = WatchJobsRequest{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[62]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6651,7 +6843,7 @@ func (x *WatchJobsRequest) String() string {
 func (*WatchJobsRequest) ProtoMessage() {}
 
 func (x *WatchJobsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[62]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6664,7 +6856,7 @@ func (x *WatchJobsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchJobsRequest.ProtoReflect.Descriptor instead.
 func (*WatchJobsRequest) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{62}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{63}
 }
 
 func (x *WatchJobsRequest) GetTaskId() string {
@@ -6722,7 +6914,7 @@ type WatchJobsResponse struct {
 
 func (x *WatchJobsResponse) Reset() {
 	*x = WatchJobsResponse{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[63]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6734,7 +6926,7 @@ func (x *WatchJobsResponse) String() string {
 func (*WatchJobsResponse) ProtoMessage() {}
 
 func (x *WatchJobsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[63]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6747,7 +6939,7 @@ func (x *WatchJobsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchJobsResponse.ProtoReflect.Descriptor instead.
 func (*WatchJobsResponse) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{63}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{64}
 }
 
 func (x *WatchJobsResponse) GetCursor() string {
@@ -6844,7 +7036,7 @@ type GetExecutionRequest struct {
 
 func (x *GetExecutionRequest) Reset() {
 	*x = GetExecutionRequest{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[64]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6856,7 +7048,7 @@ func (x *GetExecutionRequest) String() string {
 func (*GetExecutionRequest) ProtoMessage() {}
 
 func (x *GetExecutionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[64]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6869,7 +7061,7 @@ func (x *GetExecutionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetExecutionRequest.ProtoReflect.Descriptor instead.
 func (*GetExecutionRequest) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{64}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{65}
 }
 
 func (x *GetExecutionRequest) GetExecutionId() string {
@@ -6890,7 +7082,7 @@ type GetExecutionResponse struct {
 
 func (x *GetExecutionResponse) Reset() {
 	*x = GetExecutionResponse{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[65]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6902,7 +7094,7 @@ func (x *GetExecutionResponse) String() string {
 func (*GetExecutionResponse) ProtoMessage() {}
 
 func (x *GetExecutionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[65]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6915,7 +7107,7 @@ func (x *GetExecutionResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetExecutionResponse.ProtoReflect.Descriptor instead.
 func (*GetExecutionResponse) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{65}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{66}
 }
 
 func (x *GetExecutionResponse) GetExecution() *Execution {
@@ -6948,7 +7140,7 @@ type ListExecutionsRequest struct {
 
 func (x *ListExecutionsRequest) Reset() {
 	*x = ListExecutionsRequest{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[66]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6960,7 +7152,7 @@ func (x *ListExecutionsRequest) String() string {
 func (*ListExecutionsRequest) ProtoMessage() {}
 
 func (x *ListExecutionsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[66]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6973,7 +7165,7 @@ func (x *ListExecutionsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListExecutionsRequest.ProtoReflect.Descriptor instead.
 func (*ListExecutionsRequest) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{66}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{67}
 }
 
 func (x *ListExecutionsRequest) GetJobId() string {
@@ -7038,7 +7230,7 @@ type ListExecutionsResponse struct {
 
 func (x *ListExecutionsResponse) Reset() {
 	*x = ListExecutionsResponse{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[67]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7050,7 +7242,7 @@ func (x *ListExecutionsResponse) String() string {
 func (*ListExecutionsResponse) ProtoMessage() {}
 
 func (x *ListExecutionsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[67]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7063,7 +7255,7 @@ func (x *ListExecutionsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListExecutionsResponse.ProtoReflect.Descriptor instead.
 func (*ListExecutionsResponse) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{67}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{68}
 }
 
 func (x *ListExecutionsResponse) GetExecutions() []*Execution {
@@ -7076,6 +7268,134 @@ func (x *ListExecutionsResponse) GetExecutions() []*Execution {
 func (x *ListExecutionsResponse) GetNextPageToken() string {
 	if x != nil {
 		return x.NextPageToken
+	}
+	return ""
+}
+
+// Which part of the outputs to return.
+type ReadOutputsRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Required.
+	ExecutionId string `protobuf:"bytes,1,opt,name=execution_id,json=executionId,proto3" json:"execution_id,omitempty"`
+	// Where the part begins in the archive, in bytes.
+	Offset int64 `protobuf:"varint,2,opt,name=offset,proto3" json:"offset,omitempty"`
+	// Maximum size of the part. Zero: 1 MiB. More than 1 MiB means 1 MiB.
+	MaxBytes      int32 `protobuf:"varint,3,opt,name=max_bytes,json=maxBytes,proto3" json:"max_bytes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReadOutputsRequest) Reset() {
+	*x = ReadOutputsRequest{}
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[69]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReadOutputsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReadOutputsRequest) ProtoMessage() {}
+
+func (x *ReadOutputsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[69]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReadOutputsRequest.ProtoReflect.Descriptor instead.
+func (*ReadOutputsRequest) Descriptor() ([]byte, []int) {
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{69}
+}
+
+func (x *ReadOutputsRequest) GetExecutionId() string {
+	if x != nil {
+		return x.ExecutionId
+	}
+	return ""
+}
+
+func (x *ReadOutputsRequest) GetOffset() int64 {
+	if x != nil {
+		return x.Offset
+	}
+	return 0
+}
+
+func (x *ReadOutputsRequest) GetMaxBytes() int32 {
+	if x != nil {
+		return x.MaxBytes
+	}
+	return 0
+}
+
+// A part of the archive.
+type ReadOutputsResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The part. Empty at the end of the archive.
+	Data []byte `protobuf:"bytes,1,opt,name=data,proto3" json:"data,omitempty"`
+	// Size of the whole archive in bytes.
+	SizeBytes int64 `protobuf:"varint,2,opt,name=size_bytes,json=sizeBytes,proto3" json:"size_bytes,omitempty"`
+	// SHA-256 of the whole archive, as 64 of 0-9 a-f.
+	Sha256        string `protobuf:"bytes,3,opt,name=sha256,proto3" json:"sha256,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReadOutputsResponse) Reset() {
+	*x = ReadOutputsResponse{}
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[70]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReadOutputsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReadOutputsResponse) ProtoMessage() {}
+
+func (x *ReadOutputsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[70]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReadOutputsResponse.ProtoReflect.Descriptor instead.
+func (*ReadOutputsResponse) Descriptor() ([]byte, []int) {
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{70}
+}
+
+func (x *ReadOutputsResponse) GetData() []byte {
+	if x != nil {
+		return x.Data
+	}
+	return nil
+}
+
+func (x *ReadOutputsResponse) GetSizeBytes() int64 {
+	if x != nil {
+		return x.SizeBytes
+	}
+	return 0
+}
+
+func (x *ReadOutputsResponse) GetSha256() string {
+	if x != nil {
+		return x.Sha256
 	}
 	return ""
 }
@@ -7095,7 +7415,7 @@ type StopExecutionRequest struct {
 
 func (x *StopExecutionRequest) Reset() {
 	*x = StopExecutionRequest{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[68]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7107,7 +7427,7 @@ func (x *StopExecutionRequest) String() string {
 func (*StopExecutionRequest) ProtoMessage() {}
 
 func (x *StopExecutionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[68]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7120,7 +7440,7 @@ func (x *StopExecutionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopExecutionRequest.ProtoReflect.Descriptor instead.
 func (*StopExecutionRequest) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{68}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{71}
 }
 
 func (x *StopExecutionRequest) GetExecutionId() string {
@@ -7155,7 +7475,7 @@ type StopExecutionResponse struct {
 
 func (x *StopExecutionResponse) Reset() {
 	*x = StopExecutionResponse{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[69]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[72]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7167,7 +7487,7 @@ func (x *StopExecutionResponse) String() string {
 func (*StopExecutionResponse) ProtoMessage() {}
 
 func (x *StopExecutionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[69]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[72]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7180,7 +7500,7 @@ func (x *StopExecutionResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopExecutionResponse.ProtoReflect.Descriptor instead.
 func (*StopExecutionResponse) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{69}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{72}
 }
 
 func (x *StopExecutionResponse) GetExecution() *Execution {
@@ -7201,7 +7521,7 @@ type GetTaskRequest struct {
 
 func (x *GetTaskRequest) Reset() {
 	*x = GetTaskRequest{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[70]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[73]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7213,7 +7533,7 @@ func (x *GetTaskRequest) String() string {
 func (*GetTaskRequest) ProtoMessage() {}
 
 func (x *GetTaskRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[70]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[73]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7226,7 +7546,7 @@ func (x *GetTaskRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetTaskRequest.ProtoReflect.Descriptor instead.
 func (*GetTaskRequest) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{70}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{73}
 }
 
 func (x *GetTaskRequest) GetTaskId() string {
@@ -7247,7 +7567,7 @@ type GetTaskResponse struct {
 
 func (x *GetTaskResponse) Reset() {
 	*x = GetTaskResponse{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[71]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[74]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7259,7 +7579,7 @@ func (x *GetTaskResponse) String() string {
 func (*GetTaskResponse) ProtoMessage() {}
 
 func (x *GetTaskResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[71]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[74]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7272,7 +7592,7 @@ func (x *GetTaskResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetTaskResponse.ProtoReflect.Descriptor instead.
 func (*GetTaskResponse) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{71}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{74}
 }
 
 func (x *GetTaskResponse) GetTask() *TaskSummary {
@@ -7295,7 +7615,7 @@ type ListTasksRequest struct {
 
 func (x *ListTasksRequest) Reset() {
 	*x = ListTasksRequest{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[72]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[75]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7307,7 +7627,7 @@ func (x *ListTasksRequest) String() string {
 func (*ListTasksRequest) ProtoMessage() {}
 
 func (x *ListTasksRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[72]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[75]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7320,7 +7640,7 @@ func (x *ListTasksRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTasksRequest.ProtoReflect.Descriptor instead.
 func (*ListTasksRequest) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{72}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{75}
 }
 
 func (x *ListTasksRequest) GetPageSize() int32 {
@@ -7350,7 +7670,7 @@ type ListTasksResponse struct {
 
 func (x *ListTasksResponse) Reset() {
 	*x = ListTasksResponse{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[73]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[76]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7362,7 +7682,7 @@ func (x *ListTasksResponse) String() string {
 func (*ListTasksResponse) ProtoMessage() {}
 
 func (x *ListTasksResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[73]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[76]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7375,7 +7695,7 @@ func (x *ListTasksResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTasksResponse.ProtoReflect.Descriptor instead.
 func (*ListTasksResponse) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{73}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{76}
 }
 
 func (x *ListTasksResponse) GetTasks() []*TaskSummary {
@@ -7417,7 +7737,7 @@ type UpdateTaskRequest struct {
 
 func (x *UpdateTaskRequest) Reset() {
 	*x = UpdateTaskRequest{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[74]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[77]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7429,7 +7749,7 @@ func (x *UpdateTaskRequest) String() string {
 func (*UpdateTaskRequest) ProtoMessage() {}
 
 func (x *UpdateTaskRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[74]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[77]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7442,7 +7762,7 @@ func (x *UpdateTaskRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateTaskRequest.ProtoReflect.Descriptor instead.
 func (*UpdateTaskRequest) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{74}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{77}
 }
 
 func (x *UpdateTaskRequest) GetTaskId() string {
@@ -7498,7 +7818,7 @@ type UpdateTaskResponse struct {
 
 func (x *UpdateTaskResponse) Reset() {
 	*x = UpdateTaskResponse{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[75]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[78]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7510,7 +7830,7 @@ func (x *UpdateTaskResponse) String() string {
 func (*UpdateTaskResponse) ProtoMessage() {}
 
 func (x *UpdateTaskResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[75]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[78]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7523,7 +7843,7 @@ func (x *UpdateTaskResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateTaskResponse.ProtoReflect.Descriptor instead.
 func (*UpdateTaskResponse) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{75}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{78}
 }
 
 func (x *UpdateTaskResponse) GetTask() *TaskSummary {
@@ -7542,7 +7862,7 @@ type ListHostsRequest struct {
 
 func (x *ListHostsRequest) Reset() {
 	*x = ListHostsRequest{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[76]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[79]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7554,7 +7874,7 @@ func (x *ListHostsRequest) String() string {
 func (*ListHostsRequest) ProtoMessage() {}
 
 func (x *ListHostsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[76]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[79]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7567,7 +7887,7 @@ func (x *ListHostsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListHostsRequest.ProtoReflect.Descriptor instead.
 func (*ListHostsRequest) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{76}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{79}
 }
 
 // The hosts.
@@ -7581,7 +7901,7 @@ type ListHostsResponse struct {
 
 func (x *ListHostsResponse) Reset() {
 	*x = ListHostsResponse{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[77]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[80]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7593,7 +7913,7 @@ func (x *ListHostsResponse) String() string {
 func (*ListHostsResponse) ProtoMessage() {}
 
 func (x *ListHostsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[77]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[80]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7606,7 +7926,7 @@ func (x *ListHostsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListHostsResponse.ProtoReflect.Descriptor instead.
 func (*ListHostsResponse) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{77}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{80}
 }
 
 func (x *ListHostsResponse) GetHosts() []*EngineHost {
@@ -7629,7 +7949,7 @@ type DrainHostRequest struct {
 
 func (x *DrainHostRequest) Reset() {
 	*x = DrainHostRequest{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[78]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[81]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7641,7 +7961,7 @@ func (x *DrainHostRequest) String() string {
 func (*DrainHostRequest) ProtoMessage() {}
 
 func (x *DrainHostRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[78]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[81]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7654,7 +7974,7 @@ func (x *DrainHostRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DrainHostRequest.ProtoReflect.Descriptor instead.
 func (*DrainHostRequest) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{78}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{81}
 }
 
 func (x *DrainHostRequest) GetHost() string {
@@ -7682,7 +8002,7 @@ type DrainHostResponse struct {
 
 func (x *DrainHostResponse) Reset() {
 	*x = DrainHostResponse{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[79]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[82]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7694,7 +8014,7 @@ func (x *DrainHostResponse) String() string {
 func (*DrainHostResponse) ProtoMessage() {}
 
 func (x *DrainHostResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[79]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[82]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7707,7 +8027,7 @@ func (x *DrainHostResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DrainHostResponse.ProtoReflect.Descriptor instead.
 func (*DrainHostResponse) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{79}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{82}
 }
 
 func (x *DrainHostResponse) GetHost() *EngineHost {
@@ -7728,7 +8048,7 @@ type ResumeHostRequest struct {
 
 func (x *ResumeHostRequest) Reset() {
 	*x = ResumeHostRequest{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[80]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[83]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7740,7 +8060,7 @@ func (x *ResumeHostRequest) String() string {
 func (*ResumeHostRequest) ProtoMessage() {}
 
 func (x *ResumeHostRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[80]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[83]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7753,7 +8073,7 @@ func (x *ResumeHostRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResumeHostRequest.ProtoReflect.Descriptor instead.
 func (*ResumeHostRequest) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{80}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{83}
 }
 
 func (x *ResumeHostRequest) GetHost() string {
@@ -7774,7 +8094,7 @@ type ResumeHostResponse struct {
 
 func (x *ResumeHostResponse) Reset() {
 	*x = ResumeHostResponse{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[81]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[84]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7786,7 +8106,7 @@ func (x *ResumeHostResponse) String() string {
 func (*ResumeHostResponse) ProtoMessage() {}
 
 func (x *ResumeHostResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[81]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[84]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7799,7 +8119,7 @@ func (x *ResumeHostResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResumeHostResponse.ProtoReflect.Descriptor instead.
 func (*ResumeHostResponse) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{81}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{84}
 }
 
 func (x *ResumeHostResponse) GetHost() *EngineHost {
@@ -7826,7 +8146,7 @@ type ListDeliveriesRequest struct {
 
 func (x *ListDeliveriesRequest) Reset() {
 	*x = ListDeliveriesRequest{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[82]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[85]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7838,7 +8158,7 @@ func (x *ListDeliveriesRequest) String() string {
 func (*ListDeliveriesRequest) ProtoMessage() {}
 
 func (x *ListDeliveriesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[82]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[85]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7851,7 +8171,7 @@ func (x *ListDeliveriesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListDeliveriesRequest.ProtoReflect.Descriptor instead.
 func (*ListDeliveriesRequest) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{82}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{85}
 }
 
 func (x *ListDeliveriesRequest) GetJobId() string {
@@ -7895,7 +8215,7 @@ type ListDeliveriesResponse struct {
 
 func (x *ListDeliveriesResponse) Reset() {
 	*x = ListDeliveriesResponse{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[83]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[86]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7907,7 +8227,7 @@ func (x *ListDeliveriesResponse) String() string {
 func (*ListDeliveriesResponse) ProtoMessage() {}
 
 func (x *ListDeliveriesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[83]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[86]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7920,7 +8240,7 @@ func (x *ListDeliveriesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListDeliveriesResponse.ProtoReflect.Descriptor instead.
 func (*ListDeliveriesResponse) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{83}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{86}
 }
 
 func (x *ListDeliveriesResponse) GetDeliveries() []*Delivery {
@@ -7948,7 +8268,7 @@ type RedeliverNotificationRequest struct {
 
 func (x *RedeliverNotificationRequest) Reset() {
 	*x = RedeliverNotificationRequest{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[84]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[87]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7960,7 +8280,7 @@ func (x *RedeliverNotificationRequest) String() string {
 func (*RedeliverNotificationRequest) ProtoMessage() {}
 
 func (x *RedeliverNotificationRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[84]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[87]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7973,7 +8293,7 @@ func (x *RedeliverNotificationRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RedeliverNotificationRequest.ProtoReflect.Descriptor instead.
 func (*RedeliverNotificationRequest) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{84}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{87}
 }
 
 func (x *RedeliverNotificationRequest) GetDeliveryId() string {
@@ -7994,7 +8314,7 @@ type RedeliverNotificationResponse struct {
 
 func (x *RedeliverNotificationResponse) Reset() {
 	*x = RedeliverNotificationResponse{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[85]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[88]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8006,7 +8326,7 @@ func (x *RedeliverNotificationResponse) String() string {
 func (*RedeliverNotificationResponse) ProtoMessage() {}
 
 func (x *RedeliverNotificationResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[85]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[88]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8019,7 +8339,7 @@ func (x *RedeliverNotificationResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RedeliverNotificationResponse.ProtoReflect.Descriptor instead.
 func (*RedeliverNotificationResponse) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{85}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{88}
 }
 
 func (x *RedeliverNotificationResponse) GetDelivery() *Delivery {
@@ -8038,7 +8358,7 @@ type GetServerInfoRequest struct {
 
 func (x *GetServerInfoRequest) Reset() {
 	*x = GetServerInfoRequest{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[86]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[89]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8050,7 +8370,7 @@ func (x *GetServerInfoRequest) String() string {
 func (*GetServerInfoRequest) ProtoMessage() {}
 
 func (x *GetServerInfoRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[86]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[89]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8063,7 +8383,7 @@ func (x *GetServerInfoRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetServerInfoRequest.ProtoReflect.Descriptor instead.
 func (*GetServerInfoRequest) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{86}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{89}
 }
 
 // The server's version, limits and features.
@@ -8100,13 +8420,15 @@ type GetServerInfoResponse struct {
 	DefaultHistory int32 `protobuf:"varint,14,opt,name=default_history,json=defaultHistory,proto3" json:"default_history,omitempty"`
 	// Maximum size of the inputs of one job, in sum.
 	MaxInputBytes int64 `protobuf:"varint,15,opt,name=max_input_bytes,json=maxInputBytes,proto3" json:"max_input_bytes,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	// Maximum size of the outputs of one execution, as an archive.
+	MaxOutputBytes int64 `protobuf:"varint,16,opt,name=max_output_bytes,json=maxOutputBytes,proto3" json:"max_output_bytes,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *GetServerInfoResponse) Reset() {
 	*x = GetServerInfoResponse{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[87]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[90]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8118,7 +8440,7 @@ func (x *GetServerInfoResponse) String() string {
 func (*GetServerInfoResponse) ProtoMessage() {}
 
 func (x *GetServerInfoResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[87]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[90]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8131,7 +8453,7 @@ func (x *GetServerInfoResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetServerInfoResponse.ProtoReflect.Descriptor instead.
 func (*GetServerInfoResponse) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{87}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{90}
 }
 
 func (x *GetServerInfoResponse) GetVersion() string {
@@ -8239,6 +8561,13 @@ func (x *GetServerInfoResponse) GetMaxInputBytes() int64 {
 	return 0
 }
 
+func (x *GetServerInfoResponse) GetMaxOutputBytes() int64 {
+	if x != nil {
+		return x.MaxOutputBytes
+	}
+	return 0
+}
+
 // What to delete.
 type PruneRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -8256,7 +8585,7 @@ type PruneRequest struct {
 
 func (x *PruneRequest) Reset() {
 	*x = PruneRequest{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[88]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[91]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8268,7 +8597,7 @@ func (x *PruneRequest) String() string {
 func (*PruneRequest) ProtoMessage() {}
 
 func (x *PruneRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[88]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[91]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8281,7 +8610,7 @@ func (x *PruneRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PruneRequest.ProtoReflect.Descriptor instead.
 func (*PruneRequest) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{88}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{91}
 }
 
 func (x *PruneRequest) GetOlderThan() *durationpb.Duration {
@@ -8329,7 +8658,7 @@ type PruneResponse struct {
 
 func (x *PruneResponse) Reset() {
 	*x = PruneResponse{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[89]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[92]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8341,7 +8670,7 @@ func (x *PruneResponse) String() string {
 func (*PruneResponse) ProtoMessage() {}
 
 func (x *PruneResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[89]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[92]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8354,7 +8683,7 @@ func (x *PruneResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PruneResponse.ProtoReflect.Descriptor instead.
 func (*PruneResponse) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{89}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{92}
 }
 
 func (x *PruneResponse) GetJobs() int64 {
@@ -8406,7 +8735,7 @@ type ListAuditEntriesRequest struct {
 
 func (x *ListAuditEntriesRequest) Reset() {
 	*x = ListAuditEntriesRequest{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[90]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[93]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8418,7 +8747,7 @@ func (x *ListAuditEntriesRequest) String() string {
 func (*ListAuditEntriesRequest) ProtoMessage() {}
 
 func (x *ListAuditEntriesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[90]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[93]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8431,7 +8760,7 @@ func (x *ListAuditEntriesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListAuditEntriesRequest.ProtoReflect.Descriptor instead.
 func (*ListAuditEntriesRequest) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{90}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{93}
 }
 
 func (x *ListAuditEntriesRequest) GetTaskId() string {
@@ -8489,7 +8818,7 @@ type ListAuditEntriesResponse struct {
 
 func (x *ListAuditEntriesResponse) Reset() {
 	*x = ListAuditEntriesResponse{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[91]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[94]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8501,7 +8830,7 @@ func (x *ListAuditEntriesResponse) String() string {
 func (*ListAuditEntriesResponse) ProtoMessage() {}
 
 func (x *ListAuditEntriesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[91]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[94]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8514,7 +8843,7 @@ func (x *ListAuditEntriesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListAuditEntriesResponse.ProtoReflect.Descriptor instead.
 func (*ListAuditEntriesResponse) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{91}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{94}
 }
 
 func (x *ListAuditEntriesResponse) GetEntries() []*AuditEntry {
@@ -8559,7 +8888,7 @@ type AuditEntry struct {
 
 func (x *AuditEntry) Reset() {
 	*x = AuditEntry{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[92]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[95]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8571,7 +8900,7 @@ func (x *AuditEntry) String() string {
 func (*AuditEntry) ProtoMessage() {}
 
 func (x *AuditEntry) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[92]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[95]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8584,7 +8913,7 @@ func (x *AuditEntry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AuditEntry.ProtoReflect.Descriptor instead.
 func (*AuditEntry) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{92}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{95}
 }
 
 func (x *AuditEntry) GetTime() *timestamppb.Timestamp {
@@ -8663,7 +8992,7 @@ type Retry_MemoryGrowth struct {
 
 func (x *Retry_MemoryGrowth) Reset() {
 	*x = Retry_MemoryGrowth{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[96]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[100]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8675,7 +9004,7 @@ func (x *Retry_MemoryGrowth) String() string {
 func (*Retry_MemoryGrowth) ProtoMessage() {}
 
 func (x *Retry_MemoryGrowth) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[96]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[100]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8688,7 +9017,7 @@ func (x *Retry_MemoryGrowth) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Retry_MemoryGrowth.ProtoReflect.Descriptor instead.
 func (*Retry_MemoryGrowth) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{8, 0}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{9, 0}
 }
 
 func (x *Retry_MemoryGrowth) GetFactor() float64 {
@@ -8730,7 +9059,7 @@ type Notification_Webhook struct {
 
 func (x *Notification_Webhook) Reset() {
 	*x = Notification_Webhook{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[97]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[101]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8742,7 +9071,7 @@ func (x *Notification_Webhook) String() string {
 func (*Notification_Webhook) ProtoMessage() {}
 
 func (x *Notification_Webhook) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[97]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[101]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8755,7 +9084,7 @@ func (x *Notification_Webhook) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Notification_Webhook.ProtoReflect.Descriptor instead.
 func (*Notification_Webhook) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{10, 0}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{11, 0}
 }
 
 func (x *Notification_Webhook) GetUrl() string {
@@ -8813,7 +9142,7 @@ type Notification_Mail struct {
 
 func (x *Notification_Mail) Reset() {
 	*x = Notification_Mail{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[98]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[102]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8825,7 +9154,7 @@ func (x *Notification_Mail) String() string {
 func (*Notification_Mail) ProtoMessage() {}
 
 func (x *Notification_Mail) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[98]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[102]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8838,7 +9167,7 @@ func (x *Notification_Mail) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Notification_Mail.ProtoReflect.Descriptor instead.
 func (*Notification_Mail) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{10, 1}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{11, 1}
 }
 
 func (x *Notification_Mail) GetTo() []string {
@@ -8886,7 +9215,7 @@ type Execution_Times struct {
 
 func (x *Execution_Times) Reset() {
 	*x = Execution_Times{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[100]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[104]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8898,7 +9227,7 @@ func (x *Execution_Times) String() string {
 func (*Execution_Times) ProtoMessage() {}
 
 func (x *Execution_Times) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[100]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[104]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8911,7 +9240,7 @@ func (x *Execution_Times) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Execution_Times.ProtoReflect.Descriptor instead.
 func (*Execution_Times) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{16, 0}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{17, 0}
 }
 
 func (x *Execution_Times) GetCreateTime() *timestamppb.Timestamp {
@@ -9007,7 +9336,7 @@ type BatchEnqueueJobsResponse_Result struct {
 
 func (x *BatchEnqueueJobsResponse_Result) Reset() {
 	*x = BatchEnqueueJobsResponse_Result{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[102]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[106]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9019,7 +9348,7 @@ func (x *BatchEnqueueJobsResponse_Result) String() string {
 func (*BatchEnqueueJobsResponse_Result) ProtoMessage() {}
 
 func (x *BatchEnqueueJobsResponse_Result) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[102]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[106]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9032,7 +9361,7 @@ func (x *BatchEnqueueJobsResponse_Result) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BatchEnqueueJobsResponse_Result.ProtoReflect.Descriptor instead.
 func (*BatchEnqueueJobsResponse_Result) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{55, 0}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{56, 0}
 }
 
 func (x *BatchEnqueueJobsResponse_Result) GetResult() isBatchEnqueueJobsResponse_Result_Result {
@@ -9091,7 +9420,7 @@ type Rejection_FieldViolation struct {
 
 func (x *Rejection_FieldViolation) Reset() {
 	*x = Rejection_FieldViolation{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[104]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[108]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9103,7 +9432,7 @@ func (x *Rejection_FieldViolation) String() string {
 func (*Rejection_FieldViolation) ProtoMessage() {}
 
 func (x *Rejection_FieldViolation) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[104]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[108]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9116,7 +9445,7 @@ func (x *Rejection_FieldViolation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Rejection_FieldViolation.ProtoReflect.Descriptor instead.
 func (*Rejection_FieldViolation) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{56, 1}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{57, 1}
 }
 
 func (x *Rejection_FieldViolation) GetField() string {
@@ -9142,7 +9471,7 @@ type WatchJobsResponse_CaughtUp struct {
 
 func (x *WatchJobsResponse_CaughtUp) Reset() {
 	*x = WatchJobsResponse_CaughtUp{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[107]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[111]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9154,7 +9483,7 @@ func (x *WatchJobsResponse_CaughtUp) String() string {
 func (*WatchJobsResponse_CaughtUp) ProtoMessage() {}
 
 func (x *WatchJobsResponse_CaughtUp) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[107]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[111]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9167,7 +9496,7 @@ func (x *WatchJobsResponse_CaughtUp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchJobsResponse_CaughtUp.ProtoReflect.Descriptor instead.
 func (*WatchJobsResponse_CaughtUp) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{63, 0}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{64, 0}
 }
 
 // A list that may be set to an empty one.
@@ -9181,7 +9510,7 @@ type UpdateTaskRequest_Notifications struct {
 
 func (x *UpdateTaskRequest_Notifications) Reset() {
 	*x = UpdateTaskRequest_Notifications{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[108]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[112]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9193,7 +9522,7 @@ func (x *UpdateTaskRequest_Notifications) String() string {
 func (*UpdateTaskRequest_Notifications) ProtoMessage() {}
 
 func (x *UpdateTaskRequest_Notifications) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[108]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[112]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9206,7 +9535,7 @@ func (x *UpdateTaskRequest_Notifications) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateTaskRequest_Notifications.ProtoReflect.Descriptor instead.
 func (*UpdateTaskRequest_Notifications) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{74, 0}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{77, 0}
 }
 
 func (x *UpdateTaskRequest_Notifications) GetItems() []*Notification {
@@ -9227,7 +9556,7 @@ var file_fastlane_v1_fastlane_proto_rawDesc = string([]byte{
 	0x65, 0x2f, 0x70, 0x72, 0x6f, 0x74, 0x6f, 0x62, 0x75, 0x66, 0x2f, 0x73, 0x74, 0x72, 0x75, 0x63,
 	0x74, 0x2e, 0x70, 0x72, 0x6f, 0x74, 0x6f, 0x1a, 0x1f, 0x67, 0x6f, 0x6f, 0x67, 0x6c, 0x65, 0x2f,
 	0x70, 0x72, 0x6f, 0x74, 0x6f, 0x62, 0x75, 0x66, 0x2f, 0x74, 0x69, 0x6d, 0x65, 0x73, 0x74, 0x61,
-	0x6d, 0x70, 0x2e, 0x70, 0x72, 0x6f, 0x74, 0x6f, 0x22, 0xff, 0x0d, 0x0a, 0x07, 0x4a, 0x6f, 0x62,
+	0x6d, 0x70, 0x2e, 0x70, 0x72, 0x6f, 0x74, 0x6f, 0x22, 0x9f, 0x0f, 0x0a, 0x07, 0x4a, 0x6f, 0x62,
 	0x53, 0x70, 0x65, 0x63, 0x12, 0x14, 0x0a, 0x05, 0x69, 0x6d, 0x61, 0x67, 0x65, 0x18, 0x01, 0x20,
 	0x01, 0x28, 0x09, 0x52, 0x05, 0x69, 0x6d, 0x61, 0x67, 0x65, 0x12, 0x18, 0x0a, 0x07, 0x63, 0x6f,
 	0x6d, 0x6d, 0x61, 0x6e, 0x64, 0x18, 0x02, 0x20, 0x01, 0x28, 0x09, 0x52, 0x07, 0x63, 0x6f, 0x6d,
@@ -9318,18 +9647,28 @@ var file_fastlane_v1_fastlane_proto_rawDesc = string([]byte{
 	0x76, 0x6f, 0x6c, 0x75, 0x6d, 0x65, 0x73, 0x12, 0x2a, 0x0a, 0x06, 0x69, 0x6e, 0x70, 0x75, 0x74,
 	0x73, 0x18, 0x28, 0x20, 0x03, 0x28, 0x0b, 0x32, 0x12, 0x2e, 0x66, 0x61, 0x73, 0x74, 0x6c, 0x61,
 	0x6e, 0x65, 0x2e, 0x76, 0x31, 0x2e, 0x49, 0x6e, 0x70, 0x75, 0x74, 0x52, 0x06, 0x69, 0x6e, 0x70,
-	0x75, 0x74, 0x73, 0x12, 0x2f, 0x0a, 0x13, 0x72, 0x65, 0x67, 0x69, 0x73, 0x74, 0x72, 0x79, 0x5f,
-	0x63, 0x72, 0x65, 0x64, 0x65, 0x6e, 0x74, 0x69, 0x61, 0x6c, 0x18, 0x22, 0x20, 0x01, 0x28, 0x09,
-	0x52, 0x12, 0x72, 0x65, 0x67, 0x69, 0x73, 0x74, 0x72, 0x79, 0x43, 0x72, 0x65, 0x64, 0x65, 0x6e,
-	0x74, 0x69, 0x61, 0x6c, 0x1a, 0x37, 0x0a, 0x09, 0x45, 0x6e, 0x76, 0x73, 0x45, 0x6e, 0x74, 0x72,
-	0x79, 0x12, 0x10, 0x0a, 0x03, 0x6b, 0x65, 0x79, 0x18, 0x01, 0x20, 0x01, 0x28, 0x09, 0x52, 0x03,
-	0x6b, 0x65, 0x79, 0x12, 0x14, 0x0a, 0x05, 0x76, 0x61, 0x6c, 0x75, 0x65, 0x18, 0x02, 0x20, 0x01,
-	0x28, 0x09, 0x52, 0x05, 0x76, 0x61, 0x6c, 0x75, 0x65, 0x3a, 0x02, 0x38, 0x01, 0x1a, 0x39, 0x0a,
-	0x0b, 0x4c, 0x61, 0x62, 0x65, 0x6c, 0x73, 0x45, 0x6e, 0x74, 0x72, 0x79, 0x12, 0x10, 0x0a, 0x03,
+	0x75, 0x74, 0x73, 0x12, 0x18, 0x0a, 0x07, 0x6f, 0x75, 0x74, 0x70, 0x75, 0x74, 0x73, 0x18, 0x29,
+	0x20, 0x03, 0x28, 0x09, 0x52, 0x07, 0x6f, 0x75, 0x74, 0x70, 0x75, 0x74, 0x73, 0x12, 0x2f, 0x0a,
+	0x13, 0x72, 0x65, 0x67, 0x69, 0x73, 0x74, 0x72, 0x79, 0x5f, 0x63, 0x72, 0x65, 0x64, 0x65, 0x6e,
+	0x74, 0x69, 0x61, 0x6c, 0x18, 0x22, 0x20, 0x01, 0x28, 0x09, 0x52, 0x12, 0x72, 0x65, 0x67, 0x69,
+	0x73, 0x74, 0x72, 0x79, 0x43, 0x72, 0x65, 0x64, 0x65, 0x6e, 0x74, 0x69, 0x61, 0x6c, 0x12, 0x45,
+	0x0a, 0x0b, 0x73, 0x65, 0x63, 0x72, 0x65, 0x74, 0x5f, 0x65, 0x6e, 0x76, 0x73, 0x18, 0x1a, 0x20,
+	0x03, 0x28, 0x0b, 0x32, 0x24, 0x2e, 0x66, 0x61, 0x73, 0x74, 0x6c, 0x61, 0x6e, 0x65, 0x2e, 0x76,
+	0x31, 0x2e, 0x4a, 0x6f, 0x62, 0x53, 0x70, 0x65, 0x63, 0x2e, 0x53, 0x65, 0x63, 0x72, 0x65, 0x74,
+	0x45, 0x6e, 0x76, 0x73, 0x45, 0x6e, 0x74, 0x72, 0x79, 0x52, 0x0a, 0x73, 0x65, 0x63, 0x72, 0x65,
+	0x74, 0x45, 0x6e, 0x76, 0x73, 0x1a, 0x37, 0x0a, 0x09, 0x45, 0x6e, 0x76, 0x73, 0x45, 0x6e, 0x74,
+	0x72, 0x79, 0x12, 0x10, 0x0a, 0x03, 0x6b, 0x65, 0x79, 0x18, 0x01, 0x20, 0x01, 0x28, 0x09, 0x52,
+	0x03, 0x6b, 0x65, 0x79, 0x12, 0x14, 0x0a, 0x05, 0x76, 0x61, 0x6c, 0x75, 0x65, 0x18, 0x02, 0x20,
+	0x01, 0x28, 0x09, 0x52, 0x05, 0x76, 0x61, 0x6c, 0x75, 0x65, 0x3a, 0x02, 0x38, 0x01, 0x1a, 0x39,
+	0x0a, 0x0b, 0x4c, 0x61, 0x62, 0x65, 0x6c, 0x73, 0x45, 0x6e, 0x74, 0x72, 0x79, 0x12, 0x10, 0x0a,
+	0x03, 0x6b, 0x65, 0x79, 0x18, 0x01, 0x20, 0x01, 0x28, 0x09, 0x52, 0x03, 0x6b, 0x65, 0x79, 0x12,
+	0x14, 0x0a, 0x05, 0x76, 0x61, 0x6c, 0x75, 0x65, 0x18, 0x02, 0x20, 0x01, 0x28, 0x09, 0x52, 0x05,
+	0x76, 0x61, 0x6c, 0x75, 0x65, 0x3a, 0x02, 0x38, 0x01, 0x1a, 0x3d, 0x0a, 0x0f, 0x45, 0x78, 0x74,
+	0x72, 0x61, 0x48, 0x6f, 0x73, 0x74, 0x73, 0x45, 0x6e, 0x74, 0x72, 0x79, 0x12, 0x10, 0x0a, 0x03,
 	0x6b, 0x65, 0x79, 0x18, 0x01, 0x20, 0x01, 0x28, 0x09, 0x52, 0x03, 0x6b, 0x65, 0x79, 0x12, 0x14,
 	0x0a, 0x05, 0x76, 0x61, 0x6c, 0x75, 0x65, 0x18, 0x02, 0x20, 0x01, 0x28, 0x09, 0x52, 0x05, 0x76,
-	0x61, 0x6c, 0x75, 0x65, 0x3a, 0x02, 0x38, 0x01, 0x1a, 0x3d, 0x0a, 0x0f, 0x45, 0x78, 0x74, 0x72,
-	0x61, 0x48, 0x6f, 0x73, 0x74, 0x73, 0x45, 0x6e, 0x74, 0x72, 0x79, 0x12, 0x10, 0x0a, 0x03, 0x6b,
+	0x61, 0x6c, 0x75, 0x65, 0x3a, 0x02, 0x38, 0x01, 0x1a, 0x3d, 0x0a, 0x0f, 0x53, 0x65, 0x63, 0x72,
+	0x65, 0x74, 0x45, 0x6e, 0x76, 0x73, 0x45, 0x6e, 0x74, 0x72, 0x79, 0x12, 0x10, 0x0a, 0x03, 0x6b,
 	0x65, 0x79, 0x18, 0x01, 0x20, 0x01, 0x28, 0x09, 0x52, 0x03, 0x6b, 0x65, 0x79, 0x12, 0x14, 0x0a,
 	0x05, 0x76, 0x61, 0x6c, 0x75, 0x65, 0x18, 0x02, 0x20, 0x01, 0x28, 0x09, 0x52, 0x05, 0x76, 0x61,
 	0x6c, 0x75, 0x65, 0x3a, 0x02, 0x38, 0x01, 0x22, 0x71, 0x0a, 0x0a, 0x50, 0x75, 0x6c, 0x6c, 0x50,
@@ -9375,7 +9714,25 @@ var file_fastlane_v1_fastlane_proto_rawDesc = string([]byte{
 	0x65, 0x12, 0x10, 0x0a, 0x03, 0x75, 0x69, 0x64, 0x18, 0x06, 0x20, 0x01, 0x28, 0x0d, 0x52, 0x03,
 	0x75, 0x69, 0x64, 0x12, 0x10, 0x0a, 0x03, 0x67, 0x69, 0x64, 0x18, 0x07, 0x20, 0x01, 0x28, 0x0d,
 	0x52, 0x03, 0x67, 0x69, 0x64, 0x12, 0x16, 0x0a, 0x06, 0x75, 0x6e, 0x70, 0x61, 0x63, 0x6b, 0x18,
-	0x08, 0x20, 0x01, 0x28, 0x08, 0x52, 0x06, 0x75, 0x6e, 0x70, 0x61, 0x63, 0x6b, 0x22, 0x52, 0x0a,
+	0x08, 0x20, 0x01, 0x28, 0x08, 0x52, 0x06, 0x75, 0x6e, 0x70, 0x61, 0x63, 0x6b, 0x22, 0x9d, 0x02,
+	0x0a, 0x07, 0x4f, 0x75, 0x74, 0x70, 0x75, 0x74, 0x73, 0x12, 0x1d, 0x0a, 0x0a, 0x73, 0x69, 0x7a,
+	0x65, 0x5f, 0x62, 0x79, 0x74, 0x65, 0x73, 0x18, 0x01, 0x20, 0x01, 0x28, 0x03, 0x52, 0x09, 0x73,
+	0x69, 0x7a, 0x65, 0x42, 0x79, 0x74, 0x65, 0x73, 0x12, 0x16, 0x0a, 0x06, 0x73, 0x68, 0x61, 0x32,
+	0x35, 0x36, 0x18, 0x02, 0x20, 0x01, 0x28, 0x09, 0x52, 0x06, 0x73, 0x68, 0x61, 0x32, 0x35, 0x36,
+	0x12, 0x18, 0x0a, 0x07, 0x65, 0x6e, 0x74, 0x72, 0x69, 0x65, 0x73, 0x18, 0x03, 0x20, 0x01, 0x28,
+	0x05, 0x52, 0x07, 0x65, 0x6e, 0x74, 0x72, 0x69, 0x65, 0x73, 0x12, 0x18, 0x0a, 0x07, 0x6d, 0x69,
+	0x73, 0x73, 0x69, 0x6e, 0x67, 0x18, 0x04, 0x20, 0x03, 0x28, 0x09, 0x52, 0x07, 0x6d, 0x69, 0x73,
+	0x73, 0x69, 0x6e, 0x67, 0x12, 0x30, 0x0a, 0x05, 0x66, 0x61, 0x75, 0x6c, 0x74, 0x18, 0x05, 0x20,
+	0x01, 0x28, 0x0e, 0x32, 0x1a, 0x2e, 0x66, 0x61, 0x73, 0x74, 0x6c, 0x61, 0x6e, 0x65, 0x2e, 0x76,
+	0x31, 0x2e, 0x4f, 0x75, 0x74, 0x70, 0x75, 0x74, 0x73, 0x2e, 0x46, 0x61, 0x75, 0x6c, 0x74, 0x52,
+	0x05, 0x66, 0x61, 0x75, 0x6c, 0x74, 0x12, 0x16, 0x0a, 0x06, 0x64, 0x65, 0x74, 0x61, 0x69, 0x6c,
+	0x18, 0x06, 0x20, 0x01, 0x28, 0x09, 0x52, 0x06, 0x64, 0x65, 0x74, 0x61, 0x69, 0x6c, 0x22, 0x5d,
+	0x0a, 0x05, 0x46, 0x61, 0x75, 0x6c, 0x74, 0x12, 0x15, 0x0a, 0x11, 0x46, 0x41, 0x55, 0x4c, 0x54,
+	0x5f, 0x55, 0x4e, 0x53, 0x50, 0x45, 0x43, 0x49, 0x46, 0x49, 0x45, 0x44, 0x10, 0x00, 0x12, 0x13,
+	0x0a, 0x0f, 0x46, 0x41, 0x55, 0x4c, 0x54, 0x5f, 0x54, 0x4f, 0x4f, 0x5f, 0x4c, 0x41, 0x52, 0x47,
+	0x45, 0x10, 0x01, 0x12, 0x15, 0x0a, 0x11, 0x46, 0x41, 0x55, 0x4c, 0x54, 0x5f, 0x55, 0x4e, 0x41,
+	0x56, 0x41, 0x49, 0x4c, 0x41, 0x42, 0x4c, 0x45, 0x10, 0x02, 0x12, 0x11, 0x0a, 0x0d, 0x46, 0x41,
+	0x55, 0x4c, 0x54, 0x5f, 0x4e, 0x4f, 0x5f, 0x52, 0x4f, 0x4f, 0x4d, 0x10, 0x03, 0x22, 0x52, 0x0a,
 	0x06, 0x55, 0x6c, 0x69, 0x6d, 0x69, 0x74, 0x12, 0x12, 0x0a, 0x04, 0x6e, 0x61, 0x6d, 0x65, 0x18,
 	0x01, 0x20, 0x01, 0x28, 0x09, 0x52, 0x04, 0x6e, 0x61, 0x6d, 0x65, 0x12, 0x12, 0x0a, 0x04, 0x73,
 	0x6f, 0x66, 0x74, 0x18, 0x02, 0x20, 0x01, 0x28, 0x03, 0x52, 0x04, 0x73, 0x6f, 0x66, 0x74, 0x12,
@@ -9663,7 +10020,7 @@ var file_fastlane_v1_fastlane_proto_rawDesc = string([]byte{
 	0x73, 0x69, 0x74, 0x69, 0x6f, 0x6e, 0x12, 0x14, 0x0a, 0x05, 0x69, 0x6e, 0x64, 0x65, 0x78, 0x18,
 	0x01, 0x20, 0x01, 0x28, 0x05, 0x52, 0x05, 0x69, 0x6e, 0x64, 0x65, 0x78, 0x12, 0x12, 0x0a, 0x04,
 	0x73, 0x69, 0x7a, 0x65, 0x18, 0x02, 0x20, 0x01, 0x28, 0x05, 0x52, 0x04, 0x73, 0x69, 0x7a, 0x65,
-	0x22, 0xd9, 0x09, 0x0a, 0x09, 0x45, 0x78, 0x65, 0x63, 0x75, 0x74, 0x69, 0x6f, 0x6e, 0x12, 0x0e,
+	0x22, 0x89, 0x0a, 0x0a, 0x09, 0x45, 0x78, 0x65, 0x63, 0x75, 0x74, 0x69, 0x6f, 0x6e, 0x12, 0x0e,
 	0x0a, 0x02, 0x69, 0x64, 0x18, 0x01, 0x20, 0x01, 0x28, 0x09, 0x52, 0x02, 0x69, 0x64, 0x12, 0x15,
 	0x0a, 0x06, 0x6a, 0x6f, 0x62, 0x5f, 0x69, 0x64, 0x18, 0x02, 0x20, 0x01, 0x28, 0x09, 0x52, 0x05,
 	0x6a, 0x6f, 0x62, 0x49, 0x64, 0x12, 0x17, 0x0a, 0x07, 0x74, 0x61, 0x73, 0x6b, 0x5f, 0x69, 0x64,
@@ -9699,7 +10056,10 @@ var file_fastlane_v1_fastlane_proto_rawDesc = string([]byte{
 	0x6d, 0x65, 0x73, 0x74, 0x61, 0x6d, 0x70, 0x52, 0x08, 0x74, 0x69, 0x63, 0x6b, 0x54, 0x69, 0x6d,
 	0x65, 0x12, 0x21, 0x0a, 0x0c, 0x6d, 0x65, 0x6d, 0x6f, 0x72, 0x79, 0x5f, 0x62, 0x79, 0x74, 0x65,
 	0x73, 0x18, 0x10, 0x20, 0x01, 0x28, 0x03, 0x52, 0x0b, 0x6d, 0x65, 0x6d, 0x6f, 0x72, 0x79, 0x42,
-	0x79, 0x74, 0x65, 0x73, 0x1a, 0x95, 0x05, 0x0a, 0x05, 0x54, 0x69, 0x6d, 0x65, 0x73, 0x12, 0x3b,
+	0x79, 0x74, 0x65, 0x73, 0x12, 0x2e, 0x0a, 0x07, 0x6f, 0x75, 0x74, 0x70, 0x75, 0x74, 0x73, 0x18,
+	0x12, 0x20, 0x01, 0x28, 0x0b, 0x32, 0x14, 0x2e, 0x66, 0x61, 0x73, 0x74, 0x6c, 0x61, 0x6e, 0x65,
+	0x2e, 0x76, 0x31, 0x2e, 0x4f, 0x75, 0x74, 0x70, 0x75, 0x74, 0x73, 0x52, 0x07, 0x6f, 0x75, 0x74,
+	0x70, 0x75, 0x74, 0x73, 0x1a, 0x95, 0x05, 0x0a, 0x05, 0x54, 0x69, 0x6d, 0x65, 0x73, 0x12, 0x3b,
 	0x0a, 0x0b, 0x63, 0x72, 0x65, 0x61, 0x74, 0x65, 0x5f, 0x74, 0x69, 0x6d, 0x65, 0x18, 0x01, 0x20,
 	0x01, 0x28, 0x0b, 0x32, 0x1a, 0x2e, 0x67, 0x6f, 0x6f, 0x67, 0x6c, 0x65, 0x2e, 0x70, 0x72, 0x6f,
 	0x74, 0x6f, 0x62, 0x75, 0x66, 0x2e, 0x54, 0x69, 0x6d, 0x65, 0x73, 0x74, 0x61, 0x6d, 0x70, 0x52,
@@ -10316,7 +10676,20 @@ var file_fastlane_v1_fastlane_proto_rawDesc = string([]byte{
 	0x6e, 0x52, 0x0a, 0x65, 0x78, 0x65, 0x63, 0x75, 0x74, 0x69, 0x6f, 0x6e, 0x73, 0x12, 0x26, 0x0a,
 	0x0f, 0x6e, 0x65, 0x78, 0x74, 0x5f, 0x70, 0x61, 0x67, 0x65, 0x5f, 0x74, 0x6f, 0x6b, 0x65, 0x6e,
 	0x18, 0x02, 0x20, 0x01, 0x28, 0x09, 0x52, 0x0d, 0x6e, 0x65, 0x78, 0x74, 0x50, 0x61, 0x67, 0x65,
-	0x54, 0x6f, 0x6b, 0x65, 0x6e, 0x22, 0x7e, 0x0a, 0x14, 0x53, 0x74, 0x6f, 0x70, 0x45, 0x78, 0x65,
+	0x54, 0x6f, 0x6b, 0x65, 0x6e, 0x22, 0x6c, 0x0a, 0x12, 0x52, 0x65, 0x61, 0x64, 0x4f, 0x75, 0x74,
+	0x70, 0x75, 0x74, 0x73, 0x52, 0x65, 0x71, 0x75, 0x65, 0x73, 0x74, 0x12, 0x21, 0x0a, 0x0c, 0x65,
+	0x78, 0x65, 0x63, 0x75, 0x74, 0x69, 0x6f, 0x6e, 0x5f, 0x69, 0x64, 0x18, 0x01, 0x20, 0x01, 0x28,
+	0x09, 0x52, 0x0b, 0x65, 0x78, 0x65, 0x63, 0x75, 0x74, 0x69, 0x6f, 0x6e, 0x49, 0x64, 0x12, 0x16,
+	0x0a, 0x06, 0x6f, 0x66, 0x66, 0x73, 0x65, 0x74, 0x18, 0x02, 0x20, 0x01, 0x28, 0x03, 0x52, 0x06,
+	0x6f, 0x66, 0x66, 0x73, 0x65, 0x74, 0x12, 0x1b, 0x0a, 0x09, 0x6d, 0x61, 0x78, 0x5f, 0x62, 0x79,
+	0x74, 0x65, 0x73, 0x18, 0x03, 0x20, 0x01, 0x28, 0x05, 0x52, 0x08, 0x6d, 0x61, 0x78, 0x42, 0x79,
+	0x74, 0x65, 0x73, 0x22, 0x60, 0x0a, 0x13, 0x52, 0x65, 0x61, 0x64, 0x4f, 0x75, 0x74, 0x70, 0x75,
+	0x74, 0x73, 0x52, 0x65, 0x73, 0x70, 0x6f, 0x6e, 0x73, 0x65, 0x12, 0x12, 0x0a, 0x04, 0x64, 0x61,
+	0x74, 0x61, 0x18, 0x01, 0x20, 0x01, 0x28, 0x0c, 0x52, 0x04, 0x64, 0x61, 0x74, 0x61, 0x12, 0x1d,
+	0x0a, 0x0a, 0x73, 0x69, 0x7a, 0x65, 0x5f, 0x62, 0x79, 0x74, 0x65, 0x73, 0x18, 0x02, 0x20, 0x01,
+	0x28, 0x03, 0x52, 0x09, 0x73, 0x69, 0x7a, 0x65, 0x42, 0x79, 0x74, 0x65, 0x73, 0x12, 0x16, 0x0a,
+	0x06, 0x73, 0x68, 0x61, 0x32, 0x35, 0x36, 0x18, 0x03, 0x20, 0x01, 0x28, 0x09, 0x52, 0x06, 0x73,
+	0x68, 0x61, 0x32, 0x35, 0x36, 0x22, 0x7e, 0x0a, 0x14, 0x53, 0x74, 0x6f, 0x70, 0x45, 0x78, 0x65,
 	0x63, 0x75, 0x74, 0x69, 0x6f, 0x6e, 0x52, 0x65, 0x71, 0x75, 0x65, 0x73, 0x74, 0x12, 0x21, 0x0a,
 	0x0c, 0x65, 0x78, 0x65, 0x63, 0x75, 0x74, 0x69, 0x6f, 0x6e, 0x5f, 0x69, 0x64, 0x18, 0x01, 0x20,
 	0x01, 0x28, 0x09, 0x52, 0x0b, 0x65, 0x78, 0x65, 0x63, 0x75, 0x74, 0x69, 0x6f, 0x6e, 0x49, 0x64,
@@ -10425,7 +10798,7 @@ var file_fastlane_v1_fastlane_proto_rawDesc = string([]byte{
 	0x01, 0x28, 0x0b, 0x32, 0x15, 0x2e, 0x66, 0x61, 0x73, 0x74, 0x6c, 0x61, 0x6e, 0x65, 0x2e, 0x76,
 	0x31, 0x2e, 0x44, 0x65, 0x6c, 0x69, 0x76, 0x65, 0x72, 0x79, 0x52, 0x08, 0x64, 0x65, 0x6c, 0x69,
 	0x76, 0x65, 0x72, 0x79, 0x22, 0x16, 0x0a, 0x14, 0x47, 0x65, 0x74, 0x53, 0x65, 0x72, 0x76, 0x65,
-	0x72, 0x49, 0x6e, 0x66, 0x6f, 0x52, 0x65, 0x71, 0x75, 0x65, 0x73, 0x74, 0x22, 0xac, 0x05, 0x0a,
+	0x72, 0x49, 0x6e, 0x66, 0x6f, 0x52, 0x65, 0x71, 0x75, 0x65, 0x73, 0x74, 0x22, 0xd6, 0x05, 0x0a,
 	0x15, 0x47, 0x65, 0x74, 0x53, 0x65, 0x72, 0x76, 0x65, 0x72, 0x49, 0x6e, 0x66, 0x6f, 0x52, 0x65,
 	0x73, 0x70, 0x6f, 0x6e, 0x73, 0x65, 0x12, 0x18, 0x0a, 0x07, 0x76, 0x65, 0x72, 0x73, 0x69, 0x6f,
 	0x6e, 0x18, 0x01, 0x20, 0x01, 0x28, 0x09, 0x52, 0x07, 0x76, 0x65, 0x72, 0x73, 0x69, 0x6f, 0x6e,
@@ -10468,200 +10841,209 @@ var file_fastlane_v1_fastlane_proto_rawDesc = string([]byte{
 	0x01, 0x28, 0x05, 0x52, 0x0e, 0x64, 0x65, 0x66, 0x61, 0x75, 0x6c, 0x74, 0x48, 0x69, 0x73, 0x74,
 	0x6f, 0x72, 0x79, 0x12, 0x26, 0x0a, 0x0f, 0x6d, 0x61, 0x78, 0x5f, 0x69, 0x6e, 0x70, 0x75, 0x74,
 	0x5f, 0x62, 0x79, 0x74, 0x65, 0x73, 0x18, 0x0f, 0x20, 0x01, 0x28, 0x03, 0x52, 0x0d, 0x6d, 0x61,
-	0x78, 0x49, 0x6e, 0x70, 0x75, 0x74, 0x42, 0x79, 0x74, 0x65, 0x73, 0x22, 0xa3, 0x01, 0x0a, 0x0c,
-	0x50, 0x72, 0x75, 0x6e, 0x65, 0x52, 0x65, 0x71, 0x75, 0x65, 0x73, 0x74, 0x12, 0x38, 0x0a, 0x0a,
-	0x6f, 0x6c, 0x64, 0x65, 0x72, 0x5f, 0x74, 0x68, 0x61, 0x6e, 0x18, 0x01, 0x20, 0x01, 0x28, 0x0b,
-	0x32, 0x19, 0x2e, 0x67, 0x6f, 0x6f, 0x67, 0x6c, 0x65, 0x2e, 0x70, 0x72, 0x6f, 0x74, 0x6f, 0x62,
-	0x75, 0x66, 0x2e, 0x44, 0x75, 0x72, 0x61, 0x74, 0x69, 0x6f, 0x6e, 0x52, 0x09, 0x6f, 0x6c, 0x64,
-	0x65, 0x72, 0x54, 0x68, 0x61, 0x6e, 0x12, 0x1b, 0x0a, 0x09, 0x6c, 0x6f, 0x67, 0x73, 0x5f, 0x6f,
-	0x6e, 0x6c, 0x79, 0x18, 0x02, 0x20, 0x01, 0x28, 0x08, 0x52, 0x08, 0x6c, 0x6f, 0x67, 0x73, 0x4f,
-	0x6e, 0x6c, 0x79, 0x12, 0x17, 0x0a, 0x07, 0x74, 0x61, 0x73, 0x6b, 0x5f, 0x69, 0x64, 0x18, 0x03,
-	0x20, 0x01, 0x28, 0x09, 0x52, 0x06, 0x74, 0x61, 0x73, 0x6b, 0x49, 0x64, 0x12, 0x23, 0x0a, 0x0d,
-	0x76, 0x61, 0x6c, 0x69, 0x64, 0x61, 0x74, 0x65, 0x5f, 0x6f, 0x6e, 0x6c, 0x79, 0x18, 0x04, 0x20,
-	0x01, 0x28, 0x08, 0x52, 0x0c, 0x76, 0x61, 0x6c, 0x69, 0x64, 0x61, 0x74, 0x65, 0x4f, 0x6e, 0x6c,
-	0x79, 0x22, 0x61, 0x0a, 0x0d, 0x50, 0x72, 0x75, 0x6e, 0x65, 0x52, 0x65, 0x73, 0x70, 0x6f, 0x6e,
-	0x73, 0x65, 0x12, 0x12, 0x0a, 0x04, 0x6a, 0x6f, 0x62, 0x73, 0x18, 0x01, 0x20, 0x01, 0x28, 0x03,
-	0x52, 0x04, 0x6a, 0x6f, 0x62, 0x73, 0x12, 0x12, 0x0a, 0x04, 0x6c, 0x6f, 0x67, 0x73, 0x18, 0x02,
-	0x20, 0x01, 0x28, 0x03, 0x52, 0x04, 0x6c, 0x6f, 0x67, 0x73, 0x12, 0x14, 0x0a, 0x05, 0x62, 0x79,
-	0x74, 0x65, 0x73, 0x18, 0x03, 0x20, 0x01, 0x28, 0x03, 0x52, 0x05, 0x62, 0x79, 0x74, 0x65, 0x73,
-	0x12, 0x12, 0x0a, 0x04, 0x6d, 0x6f, 0x72, 0x65, 0x18, 0x04, 0x20, 0x01, 0x28, 0x08, 0x52, 0x04,
-	0x6d, 0x6f, 0x72, 0x65, 0x22, 0xb5, 0x01, 0x0a, 0x17, 0x4c, 0x69, 0x73, 0x74, 0x41, 0x75, 0x64,
-	0x69, 0x74, 0x45, 0x6e, 0x74, 0x72, 0x69, 0x65, 0x73, 0x52, 0x65, 0x71, 0x75, 0x65, 0x73, 0x74,
-	0x12, 0x17, 0x0a, 0x07, 0x74, 0x61, 0x73, 0x6b, 0x5f, 0x69, 0x64, 0x18, 0x01, 0x20, 0x01, 0x28,
-	0x09, 0x52, 0x06, 0x74, 0x61, 0x73, 0x6b, 0x49, 0x64, 0x12, 0x15, 0x0a, 0x06, 0x6a, 0x6f, 0x62,
-	0x5f, 0x69, 0x64, 0x18, 0x02, 0x20, 0x01, 0x28, 0x09, 0x52, 0x05, 0x6a, 0x6f, 0x62, 0x49, 0x64,
-	0x12, 0x16, 0x0a, 0x06, 0x63, 0x61, 0x6c, 0x6c, 0x65, 0x72, 0x18, 0x03, 0x20, 0x01, 0x28, 0x09,
-	0x52, 0x06, 0x63, 0x61, 0x6c, 0x6c, 0x65, 0x72, 0x12, 0x16, 0x0a, 0x06, 0x6d, 0x65, 0x74, 0x68,
-	0x6f, 0x64, 0x18, 0x04, 0x20, 0x01, 0x28, 0x09, 0x52, 0x06, 0x6d, 0x65, 0x74, 0x68, 0x6f, 0x64,
-	0x12, 0x1b, 0x0a, 0x09, 0x70, 0x61, 0x67, 0x65, 0x5f, 0x73, 0x69, 0x7a, 0x65, 0x18, 0x0e, 0x20,
-	0x01, 0x28, 0x05, 0x52, 0x08, 0x70, 0x61, 0x67, 0x65, 0x53, 0x69, 0x7a, 0x65, 0x12, 0x1d, 0x0a,
-	0x0a, 0x70, 0x61, 0x67, 0x65, 0x5f, 0x74, 0x6f, 0x6b, 0x65, 0x6e, 0x18, 0x0f, 0x20, 0x01, 0x28,
-	0x09, 0x52, 0x09, 0x70, 0x61, 0x67, 0x65, 0x54, 0x6f, 0x6b, 0x65, 0x6e, 0x22, 0x75, 0x0a, 0x18,
-	0x4c, 0x69, 0x73, 0x74, 0x41, 0x75, 0x64, 0x69, 0x74, 0x45, 0x6e, 0x74, 0x72, 0x69, 0x65, 0x73,
-	0x52, 0x65, 0x73, 0x70, 0x6f, 0x6e, 0x73, 0x65, 0x12, 0x31, 0x0a, 0x07, 0x65, 0x6e, 0x74, 0x72,
-	0x69, 0x65, 0x73, 0x18, 0x01, 0x20, 0x03, 0x28, 0x0b, 0x32, 0x17, 0x2e, 0x66, 0x61, 0x73, 0x74,
-	0x6c, 0x61, 0x6e, 0x65, 0x2e, 0x76, 0x31, 0x2e, 0x41, 0x75, 0x64, 0x69, 0x74, 0x45, 0x6e, 0x74,
-	0x72, 0x79, 0x52, 0x07, 0x65, 0x6e, 0x74, 0x72, 0x69, 0x65, 0x73, 0x12, 0x26, 0x0a, 0x0f, 0x6e,
-	0x65, 0x78, 0x74, 0x5f, 0x70, 0x61, 0x67, 0x65, 0x5f, 0x74, 0x6f, 0x6b, 0x65, 0x6e, 0x18, 0x02,
-	0x20, 0x01, 0x28, 0x09, 0x52, 0x0d, 0x6e, 0x65, 0x78, 0x74, 0x50, 0x61, 0x67, 0x65, 0x54, 0x6f,
-	0x6b, 0x65, 0x6e, 0x22, 0x93, 0x02, 0x0a, 0x0a, 0x41, 0x75, 0x64, 0x69, 0x74, 0x45, 0x6e, 0x74,
-	0x72, 0x79, 0x12, 0x2e, 0x0a, 0x04, 0x74, 0x69, 0x6d, 0x65, 0x18, 0x01, 0x20, 0x01, 0x28, 0x0b,
-	0x32, 0x1a, 0x2e, 0x67, 0x6f, 0x6f, 0x67, 0x6c, 0x65, 0x2e, 0x70, 0x72, 0x6f, 0x74, 0x6f, 0x62,
-	0x75, 0x66, 0x2e, 0x54, 0x69, 0x6d, 0x65, 0x73, 0x74, 0x61, 0x6d, 0x70, 0x52, 0x04, 0x74, 0x69,
-	0x6d, 0x65, 0x12, 0x16, 0x0a, 0x06, 0x6d, 0x65, 0x74, 0x68, 0x6f, 0x64, 0x18, 0x02, 0x20, 0x01,
-	0x28, 0x09, 0x52, 0x06, 0x6d, 0x65, 0x74, 0x68, 0x6f, 0x64, 0x12, 0x16, 0x0a, 0x06, 0x63, 0x61,
+	0x78, 0x49, 0x6e, 0x70, 0x75, 0x74, 0x42, 0x79, 0x74, 0x65, 0x73, 0x12, 0x28, 0x0a, 0x10, 0x6d,
+	0x61, 0x78, 0x5f, 0x6f, 0x75, 0x74, 0x70, 0x75, 0x74, 0x5f, 0x62, 0x79, 0x74, 0x65, 0x73, 0x18,
+	0x10, 0x20, 0x01, 0x28, 0x03, 0x52, 0x0e, 0x6d, 0x61, 0x78, 0x4f, 0x75, 0x74, 0x70, 0x75, 0x74,
+	0x42, 0x79, 0x74, 0x65, 0x73, 0x22, 0xa3, 0x01, 0x0a, 0x0c, 0x50, 0x72, 0x75, 0x6e, 0x65, 0x52,
+	0x65, 0x71, 0x75, 0x65, 0x73, 0x74, 0x12, 0x38, 0x0a, 0x0a, 0x6f, 0x6c, 0x64, 0x65, 0x72, 0x5f,
+	0x74, 0x68, 0x61, 0x6e, 0x18, 0x01, 0x20, 0x01, 0x28, 0x0b, 0x32, 0x19, 0x2e, 0x67, 0x6f, 0x6f,
+	0x67, 0x6c, 0x65, 0x2e, 0x70, 0x72, 0x6f, 0x74, 0x6f, 0x62, 0x75, 0x66, 0x2e, 0x44, 0x75, 0x72,
+	0x61, 0x74, 0x69, 0x6f, 0x6e, 0x52, 0x09, 0x6f, 0x6c, 0x64, 0x65, 0x72, 0x54, 0x68, 0x61, 0x6e,
+	0x12, 0x1b, 0x0a, 0x09, 0x6c, 0x6f, 0x67, 0x73, 0x5f, 0x6f, 0x6e, 0x6c, 0x79, 0x18, 0x02, 0x20,
+	0x01, 0x28, 0x08, 0x52, 0x08, 0x6c, 0x6f, 0x67, 0x73, 0x4f, 0x6e, 0x6c, 0x79, 0x12, 0x17, 0x0a,
+	0x07, 0x74, 0x61, 0x73, 0x6b, 0x5f, 0x69, 0x64, 0x18, 0x03, 0x20, 0x01, 0x28, 0x09, 0x52, 0x06,
+	0x74, 0x61, 0x73, 0x6b, 0x49, 0x64, 0x12, 0x23, 0x0a, 0x0d, 0x76, 0x61, 0x6c, 0x69, 0x64, 0x61,
+	0x74, 0x65, 0x5f, 0x6f, 0x6e, 0x6c, 0x79, 0x18, 0x04, 0x20, 0x01, 0x28, 0x08, 0x52, 0x0c, 0x76,
+	0x61, 0x6c, 0x69, 0x64, 0x61, 0x74, 0x65, 0x4f, 0x6e, 0x6c, 0x79, 0x22, 0x61, 0x0a, 0x0d, 0x50,
+	0x72, 0x75, 0x6e, 0x65, 0x52, 0x65, 0x73, 0x70, 0x6f, 0x6e, 0x73, 0x65, 0x12, 0x12, 0x0a, 0x04,
+	0x6a, 0x6f, 0x62, 0x73, 0x18, 0x01, 0x20, 0x01, 0x28, 0x03, 0x52, 0x04, 0x6a, 0x6f, 0x62, 0x73,
+	0x12, 0x12, 0x0a, 0x04, 0x6c, 0x6f, 0x67, 0x73, 0x18, 0x02, 0x20, 0x01, 0x28, 0x03, 0x52, 0x04,
+	0x6c, 0x6f, 0x67, 0x73, 0x12, 0x14, 0x0a, 0x05, 0x62, 0x79, 0x74, 0x65, 0x73, 0x18, 0x03, 0x20,
+	0x01, 0x28, 0x03, 0x52, 0x05, 0x62, 0x79, 0x74, 0x65, 0x73, 0x12, 0x12, 0x0a, 0x04, 0x6d, 0x6f,
+	0x72, 0x65, 0x18, 0x04, 0x20, 0x01, 0x28, 0x08, 0x52, 0x04, 0x6d, 0x6f, 0x72, 0x65, 0x22, 0xb5,
+	0x01, 0x0a, 0x17, 0x4c, 0x69, 0x73, 0x74, 0x41, 0x75, 0x64, 0x69, 0x74, 0x45, 0x6e, 0x74, 0x72,
+	0x69, 0x65, 0x73, 0x52, 0x65, 0x71, 0x75, 0x65, 0x73, 0x74, 0x12, 0x17, 0x0a, 0x07, 0x74, 0x61,
+	0x73, 0x6b, 0x5f, 0x69, 0x64, 0x18, 0x01, 0x20, 0x01, 0x28, 0x09, 0x52, 0x06, 0x74, 0x61, 0x73,
+	0x6b, 0x49, 0x64, 0x12, 0x15, 0x0a, 0x06, 0x6a, 0x6f, 0x62, 0x5f, 0x69, 0x64, 0x18, 0x02, 0x20,
+	0x01, 0x28, 0x09, 0x52, 0x05, 0x6a, 0x6f, 0x62, 0x49, 0x64, 0x12, 0x16, 0x0a, 0x06, 0x63, 0x61,
 	0x6c, 0x6c, 0x65, 0x72, 0x18, 0x03, 0x20, 0x01, 0x28, 0x09, 0x52, 0x06, 0x63, 0x61, 0x6c, 0x6c,
-	0x65, 0x72, 0x12, 0x20, 0x0a, 0x0b, 0x63, 0x65, 0x72, 0x74, 0x69, 0x66, 0x69, 0x63, 0x61, 0x74,
-	0x65, 0x18, 0x04, 0x20, 0x01, 0x28, 0x09, 0x52, 0x0b, 0x63, 0x65, 0x72, 0x74, 0x69, 0x66, 0x69,
-	0x63, 0x61, 0x74, 0x65, 0x12, 0x18, 0x0a, 0x07, 0x61, 0x64, 0x64, 0x72, 0x65, 0x73, 0x73, 0x18,
-	0x05, 0x20, 0x01, 0x28, 0x09, 0x52, 0x07, 0x61, 0x64, 0x64, 0x72, 0x65, 0x73, 0x73, 0x12, 0x17,
-	0x0a, 0x07, 0x74, 0x61, 0x73, 0x6b, 0x5f, 0x69, 0x64, 0x18, 0x06, 0x20, 0x01, 0x28, 0x09, 0x52,
-	0x06, 0x74, 0x61, 0x73, 0x6b, 0x49, 0x64, 0x12, 0x15, 0x0a, 0x06, 0x6a, 0x6f, 0x62, 0x5f, 0x69,
-	0x64, 0x18, 0x07, 0x20, 0x01, 0x28, 0x09, 0x52, 0x05, 0x6a, 0x6f, 0x62, 0x49, 0x64, 0x12, 0x21,
-	0x0a, 0x0c, 0x65, 0x78, 0x65, 0x63, 0x75, 0x74, 0x69, 0x6f, 0x6e, 0x5f, 0x69, 0x64, 0x18, 0x08,
-	0x20, 0x01, 0x28, 0x09, 0x52, 0x0b, 0x65, 0x78, 0x65, 0x63, 0x75, 0x74, 0x69, 0x6f, 0x6e, 0x49,
-	0x64, 0x12, 0x16, 0x0a, 0x06, 0x64, 0x65, 0x74, 0x61, 0x69, 0x6c, 0x18, 0x09, 0x20, 0x01, 0x28,
-	0x09, 0x52, 0x06, 0x64, 0x65, 0x74, 0x61, 0x69, 0x6c, 0x2a, 0xf3, 0x01, 0x0a, 0x05, 0x53, 0x74,
-	0x61, 0x74, 0x65, 0x12, 0x15, 0x0a, 0x11, 0x53, 0x54, 0x41, 0x54, 0x45, 0x5f, 0x55, 0x4e, 0x53,
-	0x50, 0x45, 0x43, 0x49, 0x46, 0x49, 0x45, 0x44, 0x10, 0x00, 0x12, 0x13, 0x0a, 0x0f, 0x53, 0x54,
-	0x41, 0x54, 0x45, 0x5f, 0x53, 0x43, 0x48, 0x45, 0x44, 0x55, 0x4c, 0x45, 0x44, 0x10, 0x01, 0x12,
-	0x10, 0x0a, 0x0c, 0x53, 0x54, 0x41, 0x54, 0x45, 0x5f, 0x51, 0x55, 0x45, 0x55, 0x45, 0x44, 0x10,
-	0x02, 0x12, 0x13, 0x0a, 0x0f, 0x53, 0x54, 0x41, 0x54, 0x45, 0x5f, 0x50, 0x52, 0x45, 0x50, 0x41,
-	0x52, 0x49, 0x4e, 0x47, 0x10, 0x03, 0x12, 0x11, 0x0a, 0x0d, 0x53, 0x54, 0x41, 0x54, 0x45, 0x5f,
-	0x52, 0x55, 0x4e, 0x4e, 0x49, 0x4e, 0x47, 0x10, 0x04, 0x12, 0x12, 0x0a, 0x0e, 0x53, 0x54, 0x41,
-	0x54, 0x45, 0x5f, 0x53, 0x54, 0x4f, 0x50, 0x50, 0x49, 0x4e, 0x47, 0x10, 0x05, 0x12, 0x13, 0x0a,
-	0x0f, 0x53, 0x54, 0x41, 0x54, 0x45, 0x5f, 0x53, 0x55, 0x43, 0x43, 0x45, 0x45, 0x44, 0x45, 0x44,
-	0x10, 0x06, 0x12, 0x10, 0x0a, 0x0c, 0x53, 0x54, 0x41, 0x54, 0x45, 0x5f, 0x46, 0x41, 0x49, 0x4c,
-	0x45, 0x44, 0x10, 0x07, 0x12, 0x13, 0x0a, 0x0f, 0x53, 0x54, 0x41, 0x54, 0x45, 0x5f, 0x54, 0x49,
-	0x4d, 0x45, 0x44, 0x5f, 0x4f, 0x55, 0x54, 0x10, 0x08, 0x12, 0x11, 0x0a, 0x0d, 0x53, 0x54, 0x41,
-	0x54, 0x45, 0x5f, 0x53, 0x54, 0x4f, 0x50, 0x50, 0x45, 0x44, 0x10, 0x09, 0x12, 0x11, 0x0a, 0x0d,
-	0x53, 0x54, 0x41, 0x54, 0x45, 0x5f, 0x45, 0x58, 0x50, 0x49, 0x52, 0x45, 0x44, 0x10, 0x0a, 0x12,
-	0x0e, 0x0a, 0x0a, 0x53, 0x54, 0x41, 0x54, 0x45, 0x5f, 0x4c, 0x4f, 0x53, 0x54, 0x10, 0x0b, 0x2a,
-	0xa7, 0x03, 0x0a, 0x06, 0x52, 0x65, 0x61, 0x73, 0x6f, 0x6e, 0x12, 0x16, 0x0a, 0x12, 0x52, 0x45,
-	0x41, 0x53, 0x4f, 0x4e, 0x5f, 0x55, 0x4e, 0x53, 0x50, 0x45, 0x43, 0x49, 0x46, 0x49, 0x45, 0x44,
-	0x10, 0x00, 0x12, 0x14, 0x0a, 0x10, 0x52, 0x45, 0x41, 0x53, 0x4f, 0x4e, 0x5f, 0x45, 0x58, 0x49,
-	0x54, 0x5f, 0x43, 0x4f, 0x44, 0x45, 0x10, 0x01, 0x12, 0x18, 0x0a, 0x14, 0x52, 0x45, 0x41, 0x53,
-	0x4f, 0x4e, 0x5f, 0x4f, 0x55, 0x54, 0x5f, 0x4f, 0x46, 0x5f, 0x4d, 0x45, 0x4d, 0x4f, 0x52, 0x59,
-	0x10, 0x02, 0x12, 0x1a, 0x0a, 0x16, 0x52, 0x45, 0x41, 0x53, 0x4f, 0x4e, 0x5f, 0x49, 0x4d, 0x41,
-	0x47, 0x45, 0x5f, 0x4e, 0x4f, 0x54, 0x5f, 0x46, 0x4f, 0x55, 0x4e, 0x44, 0x10, 0x03, 0x12, 0x17,
-	0x0a, 0x13, 0x52, 0x45, 0x41, 0x53, 0x4f, 0x4e, 0x5f, 0x49, 0x4d, 0x41, 0x47, 0x45, 0x5f, 0x44,
-	0x45, 0x4e, 0x49, 0x45, 0x44, 0x10, 0x04, 0x12, 0x1c, 0x0a, 0x18, 0x52, 0x45, 0x41, 0x53, 0x4f,
-	0x4e, 0x5f, 0x49, 0x4d, 0x41, 0x47, 0x45, 0x5f, 0x4e, 0x4f, 0x54, 0x5f, 0x50, 0x52, 0x45, 0x53,
-	0x45, 0x4e, 0x54, 0x10, 0x05, 0x12, 0x19, 0x0a, 0x15, 0x52, 0x45, 0x41, 0x53, 0x4f, 0x4e, 0x5f,
-	0x49, 0x4d, 0x41, 0x47, 0x45, 0x5f, 0x55, 0x4e, 0x55, 0x53, 0x41, 0x42, 0x4c, 0x45, 0x10, 0x06,
-	0x12, 0x1c, 0x0a, 0x18, 0x52, 0x45, 0x41, 0x53, 0x4f, 0x4e, 0x5f, 0x43, 0x4f, 0x4d, 0x4d, 0x41,
-	0x4e, 0x44, 0x5f, 0x4e, 0x4f, 0x54, 0x5f, 0x46, 0x4f, 0x55, 0x4e, 0x44, 0x10, 0x07, 0x12, 0x21,
-	0x0a, 0x1d, 0x52, 0x45, 0x41, 0x53, 0x4f, 0x4e, 0x5f, 0x43, 0x4f, 0x4d, 0x4d, 0x41, 0x4e, 0x44,
-	0x5f, 0x4e, 0x4f, 0x54, 0x5f, 0x45, 0x58, 0x45, 0x43, 0x55, 0x54, 0x41, 0x42, 0x4c, 0x45, 0x10,
-	0x08, 0x12, 0x1c, 0x0a, 0x18, 0x52, 0x45, 0x41, 0x53, 0x4f, 0x4e, 0x5f, 0x52, 0x45, 0x46, 0x55,
-	0x53, 0x45, 0x44, 0x5f, 0x42, 0x59, 0x5f, 0x45, 0x4e, 0x47, 0x49, 0x4e, 0x45, 0x10, 0x09, 0x12,
-	0x19, 0x0a, 0x15, 0x52, 0x45, 0x41, 0x53, 0x4f, 0x4e, 0x5f, 0x43, 0x4f, 0x4e, 0x54, 0x41, 0x49,
-	0x4e, 0x45, 0x52, 0x5f, 0x47, 0x4f, 0x4e, 0x45, 0x10, 0x0a, 0x12, 0x14, 0x0a, 0x10, 0x52, 0x45,
-	0x41, 0x53, 0x4f, 0x4e, 0x5f, 0x48, 0x4f, 0x53, 0x54, 0x5f, 0x47, 0x4f, 0x4e, 0x45, 0x10, 0x0b,
-	0x12, 0x18, 0x0a, 0x14, 0x52, 0x45, 0x41, 0x53, 0x4f, 0x4e, 0x5f, 0x53, 0x54, 0x41, 0x52, 0x54,
-	0x5f, 0x55, 0x4e, 0x4b, 0x4e, 0x4f, 0x57, 0x4e, 0x10, 0x0c, 0x12, 0x1f, 0x0a, 0x1b, 0x52, 0x45,
-	0x41, 0x53, 0x4f, 0x4e, 0x5f, 0x52, 0x45, 0x47, 0x49, 0x53, 0x54, 0x52, 0x59, 0x5f, 0x55, 0x4e,
-	0x41, 0x56, 0x41, 0x49, 0x4c, 0x41, 0x42, 0x4c, 0x45, 0x10, 0x0d, 0x12, 0x1c, 0x0a, 0x18, 0x52,
-	0x45, 0x41, 0x53, 0x4f, 0x4e, 0x5f, 0x49, 0x4e, 0x50, 0x55, 0x54, 0x5f, 0x55, 0x4e, 0x41, 0x56,
-	0x41, 0x49, 0x4c, 0x41, 0x42, 0x4c, 0x45, 0x10, 0x0e, 0x2a, 0xf7, 0x02, 0x0a, 0x0a, 0x57, 0x61,
-	0x69, 0x74, 0x52, 0x65, 0x61, 0x73, 0x6f, 0x6e, 0x12, 0x1b, 0x0a, 0x17, 0x57, 0x41, 0x49, 0x54,
+	0x65, 0x72, 0x12, 0x16, 0x0a, 0x06, 0x6d, 0x65, 0x74, 0x68, 0x6f, 0x64, 0x18, 0x04, 0x20, 0x01,
+	0x28, 0x09, 0x52, 0x06, 0x6d, 0x65, 0x74, 0x68, 0x6f, 0x64, 0x12, 0x1b, 0x0a, 0x09, 0x70, 0x61,
+	0x67, 0x65, 0x5f, 0x73, 0x69, 0x7a, 0x65, 0x18, 0x0e, 0x20, 0x01, 0x28, 0x05, 0x52, 0x08, 0x70,
+	0x61, 0x67, 0x65, 0x53, 0x69, 0x7a, 0x65, 0x12, 0x1d, 0x0a, 0x0a, 0x70, 0x61, 0x67, 0x65, 0x5f,
+	0x74, 0x6f, 0x6b, 0x65, 0x6e, 0x18, 0x0f, 0x20, 0x01, 0x28, 0x09, 0x52, 0x09, 0x70, 0x61, 0x67,
+	0x65, 0x54, 0x6f, 0x6b, 0x65, 0x6e, 0x22, 0x75, 0x0a, 0x18, 0x4c, 0x69, 0x73, 0x74, 0x41, 0x75,
+	0x64, 0x69, 0x74, 0x45, 0x6e, 0x74, 0x72, 0x69, 0x65, 0x73, 0x52, 0x65, 0x73, 0x70, 0x6f, 0x6e,
+	0x73, 0x65, 0x12, 0x31, 0x0a, 0x07, 0x65, 0x6e, 0x74, 0x72, 0x69, 0x65, 0x73, 0x18, 0x01, 0x20,
+	0x03, 0x28, 0x0b, 0x32, 0x17, 0x2e, 0x66, 0x61, 0x73, 0x74, 0x6c, 0x61, 0x6e, 0x65, 0x2e, 0x76,
+	0x31, 0x2e, 0x41, 0x75, 0x64, 0x69, 0x74, 0x45, 0x6e, 0x74, 0x72, 0x79, 0x52, 0x07, 0x65, 0x6e,
+	0x74, 0x72, 0x69, 0x65, 0x73, 0x12, 0x26, 0x0a, 0x0f, 0x6e, 0x65, 0x78, 0x74, 0x5f, 0x70, 0x61,
+	0x67, 0x65, 0x5f, 0x74, 0x6f, 0x6b, 0x65, 0x6e, 0x18, 0x02, 0x20, 0x01, 0x28, 0x09, 0x52, 0x0d,
+	0x6e, 0x65, 0x78, 0x74, 0x50, 0x61, 0x67, 0x65, 0x54, 0x6f, 0x6b, 0x65, 0x6e, 0x22, 0x93, 0x02,
+	0x0a, 0x0a, 0x41, 0x75, 0x64, 0x69, 0x74, 0x45, 0x6e, 0x74, 0x72, 0x79, 0x12, 0x2e, 0x0a, 0x04,
+	0x74, 0x69, 0x6d, 0x65, 0x18, 0x01, 0x20, 0x01, 0x28, 0x0b, 0x32, 0x1a, 0x2e, 0x67, 0x6f, 0x6f,
+	0x67, 0x6c, 0x65, 0x2e, 0x70, 0x72, 0x6f, 0x74, 0x6f, 0x62, 0x75, 0x66, 0x2e, 0x54, 0x69, 0x6d,
+	0x65, 0x73, 0x74, 0x61, 0x6d, 0x70, 0x52, 0x04, 0x74, 0x69, 0x6d, 0x65, 0x12, 0x16, 0x0a, 0x06,
+	0x6d, 0x65, 0x74, 0x68, 0x6f, 0x64, 0x18, 0x02, 0x20, 0x01, 0x28, 0x09, 0x52, 0x06, 0x6d, 0x65,
+	0x74, 0x68, 0x6f, 0x64, 0x12, 0x16, 0x0a, 0x06, 0x63, 0x61, 0x6c, 0x6c, 0x65, 0x72, 0x18, 0x03,
+	0x20, 0x01, 0x28, 0x09, 0x52, 0x06, 0x63, 0x61, 0x6c, 0x6c, 0x65, 0x72, 0x12, 0x20, 0x0a, 0x0b,
+	0x63, 0x65, 0x72, 0x74, 0x69, 0x66, 0x69, 0x63, 0x61, 0x74, 0x65, 0x18, 0x04, 0x20, 0x01, 0x28,
+	0x09, 0x52, 0x0b, 0x63, 0x65, 0x72, 0x74, 0x69, 0x66, 0x69, 0x63, 0x61, 0x74, 0x65, 0x12, 0x18,
+	0x0a, 0x07, 0x61, 0x64, 0x64, 0x72, 0x65, 0x73, 0x73, 0x18, 0x05, 0x20, 0x01, 0x28, 0x09, 0x52,
+	0x07, 0x61, 0x64, 0x64, 0x72, 0x65, 0x73, 0x73, 0x12, 0x17, 0x0a, 0x07, 0x74, 0x61, 0x73, 0x6b,
+	0x5f, 0x69, 0x64, 0x18, 0x06, 0x20, 0x01, 0x28, 0x09, 0x52, 0x06, 0x74, 0x61, 0x73, 0x6b, 0x49,
+	0x64, 0x12, 0x15, 0x0a, 0x06, 0x6a, 0x6f, 0x62, 0x5f, 0x69, 0x64, 0x18, 0x07, 0x20, 0x01, 0x28,
+	0x09, 0x52, 0x05, 0x6a, 0x6f, 0x62, 0x49, 0x64, 0x12, 0x21, 0x0a, 0x0c, 0x65, 0x78, 0x65, 0x63,
+	0x75, 0x74, 0x69, 0x6f, 0x6e, 0x5f, 0x69, 0x64, 0x18, 0x08, 0x20, 0x01, 0x28, 0x09, 0x52, 0x0b,
+	0x65, 0x78, 0x65, 0x63, 0x75, 0x74, 0x69, 0x6f, 0x6e, 0x49, 0x64, 0x12, 0x16, 0x0a, 0x06, 0x64,
+	0x65, 0x74, 0x61, 0x69, 0x6c, 0x18, 0x09, 0x20, 0x01, 0x28, 0x09, 0x52, 0x06, 0x64, 0x65, 0x74,
+	0x61, 0x69, 0x6c, 0x2a, 0xf3, 0x01, 0x0a, 0x05, 0x53, 0x74, 0x61, 0x74, 0x65, 0x12, 0x15, 0x0a,
+	0x11, 0x53, 0x54, 0x41, 0x54, 0x45, 0x5f, 0x55, 0x4e, 0x53, 0x50, 0x45, 0x43, 0x49, 0x46, 0x49,
+	0x45, 0x44, 0x10, 0x00, 0x12, 0x13, 0x0a, 0x0f, 0x53, 0x54, 0x41, 0x54, 0x45, 0x5f, 0x53, 0x43,
+	0x48, 0x45, 0x44, 0x55, 0x4c, 0x45, 0x44, 0x10, 0x01, 0x12, 0x10, 0x0a, 0x0c, 0x53, 0x54, 0x41,
+	0x54, 0x45, 0x5f, 0x51, 0x55, 0x45, 0x55, 0x45, 0x44, 0x10, 0x02, 0x12, 0x13, 0x0a, 0x0f, 0x53,
+	0x54, 0x41, 0x54, 0x45, 0x5f, 0x50, 0x52, 0x45, 0x50, 0x41, 0x52, 0x49, 0x4e, 0x47, 0x10, 0x03,
+	0x12, 0x11, 0x0a, 0x0d, 0x53, 0x54, 0x41, 0x54, 0x45, 0x5f, 0x52, 0x55, 0x4e, 0x4e, 0x49, 0x4e,
+	0x47, 0x10, 0x04, 0x12, 0x12, 0x0a, 0x0e, 0x53, 0x54, 0x41, 0x54, 0x45, 0x5f, 0x53, 0x54, 0x4f,
+	0x50, 0x50, 0x49, 0x4e, 0x47, 0x10, 0x05, 0x12, 0x13, 0x0a, 0x0f, 0x53, 0x54, 0x41, 0x54, 0x45,
+	0x5f, 0x53, 0x55, 0x43, 0x43, 0x45, 0x45, 0x44, 0x45, 0x44, 0x10, 0x06, 0x12, 0x10, 0x0a, 0x0c,
+	0x53, 0x54, 0x41, 0x54, 0x45, 0x5f, 0x46, 0x41, 0x49, 0x4c, 0x45, 0x44, 0x10, 0x07, 0x12, 0x13,
+	0x0a, 0x0f, 0x53, 0x54, 0x41, 0x54, 0x45, 0x5f, 0x54, 0x49, 0x4d, 0x45, 0x44, 0x5f, 0x4f, 0x55,
+	0x54, 0x10, 0x08, 0x12, 0x11, 0x0a, 0x0d, 0x53, 0x54, 0x41, 0x54, 0x45, 0x5f, 0x53, 0x54, 0x4f,
+	0x50, 0x50, 0x45, 0x44, 0x10, 0x09, 0x12, 0x11, 0x0a, 0x0d, 0x53, 0x54, 0x41, 0x54, 0x45, 0x5f,
+	0x45, 0x58, 0x50, 0x49, 0x52, 0x45, 0x44, 0x10, 0x0a, 0x12, 0x0e, 0x0a, 0x0a, 0x53, 0x54, 0x41,
+	0x54, 0x45, 0x5f, 0x4c, 0x4f, 0x53, 0x54, 0x10, 0x0b, 0x2a, 0xc6, 0x03, 0x0a, 0x06, 0x52, 0x65,
+	0x61, 0x73, 0x6f, 0x6e, 0x12, 0x16, 0x0a, 0x12, 0x52, 0x45, 0x41, 0x53, 0x4f, 0x4e, 0x5f, 0x55,
+	0x4e, 0x53, 0x50, 0x45, 0x43, 0x49, 0x46, 0x49, 0x45, 0x44, 0x10, 0x00, 0x12, 0x14, 0x0a, 0x10,
+	0x52, 0x45, 0x41, 0x53, 0x4f, 0x4e, 0x5f, 0x45, 0x58, 0x49, 0x54, 0x5f, 0x43, 0x4f, 0x44, 0x45,
+	0x10, 0x01, 0x12, 0x18, 0x0a, 0x14, 0x52, 0x45, 0x41, 0x53, 0x4f, 0x4e, 0x5f, 0x4f, 0x55, 0x54,
+	0x5f, 0x4f, 0x46, 0x5f, 0x4d, 0x45, 0x4d, 0x4f, 0x52, 0x59, 0x10, 0x02, 0x12, 0x1a, 0x0a, 0x16,
+	0x52, 0x45, 0x41, 0x53, 0x4f, 0x4e, 0x5f, 0x49, 0x4d, 0x41, 0x47, 0x45, 0x5f, 0x4e, 0x4f, 0x54,
+	0x5f, 0x46, 0x4f, 0x55, 0x4e, 0x44, 0x10, 0x03, 0x12, 0x17, 0x0a, 0x13, 0x52, 0x45, 0x41, 0x53,
+	0x4f, 0x4e, 0x5f, 0x49, 0x4d, 0x41, 0x47, 0x45, 0x5f, 0x44, 0x45, 0x4e, 0x49, 0x45, 0x44, 0x10,
+	0x04, 0x12, 0x1c, 0x0a, 0x18, 0x52, 0x45, 0x41, 0x53, 0x4f, 0x4e, 0x5f, 0x49, 0x4d, 0x41, 0x47,
+	0x45, 0x5f, 0x4e, 0x4f, 0x54, 0x5f, 0x50, 0x52, 0x45, 0x53, 0x45, 0x4e, 0x54, 0x10, 0x05, 0x12,
+	0x19, 0x0a, 0x15, 0x52, 0x45, 0x41, 0x53, 0x4f, 0x4e, 0x5f, 0x49, 0x4d, 0x41, 0x47, 0x45, 0x5f,
+	0x55, 0x4e, 0x55, 0x53, 0x41, 0x42, 0x4c, 0x45, 0x10, 0x06, 0x12, 0x1c, 0x0a, 0x18, 0x52, 0x45,
+	0x41, 0x53, 0x4f, 0x4e, 0x5f, 0x43, 0x4f, 0x4d, 0x4d, 0x41, 0x4e, 0x44, 0x5f, 0x4e, 0x4f, 0x54,
+	0x5f, 0x46, 0x4f, 0x55, 0x4e, 0x44, 0x10, 0x07, 0x12, 0x21, 0x0a, 0x1d, 0x52, 0x45, 0x41, 0x53,
+	0x4f, 0x4e, 0x5f, 0x43, 0x4f, 0x4d, 0x4d, 0x41, 0x4e, 0x44, 0x5f, 0x4e, 0x4f, 0x54, 0x5f, 0x45,
+	0x58, 0x45, 0x43, 0x55, 0x54, 0x41, 0x42, 0x4c, 0x45, 0x10, 0x08, 0x12, 0x1c, 0x0a, 0x18, 0x52,
+	0x45, 0x41, 0x53, 0x4f, 0x4e, 0x5f, 0x52, 0x45, 0x46, 0x55, 0x53, 0x45, 0x44, 0x5f, 0x42, 0x59,
+	0x5f, 0x45, 0x4e, 0x47, 0x49, 0x4e, 0x45, 0x10, 0x09, 0x12, 0x19, 0x0a, 0x15, 0x52, 0x45, 0x41,
+	0x53, 0x4f, 0x4e, 0x5f, 0x43, 0x4f, 0x4e, 0x54, 0x41, 0x49, 0x4e, 0x45, 0x52, 0x5f, 0x47, 0x4f,
+	0x4e, 0x45, 0x10, 0x0a, 0x12, 0x14, 0x0a, 0x10, 0x52, 0x45, 0x41, 0x53, 0x4f, 0x4e, 0x5f, 0x48,
+	0x4f, 0x53, 0x54, 0x5f, 0x47, 0x4f, 0x4e, 0x45, 0x10, 0x0b, 0x12, 0x18, 0x0a, 0x14, 0x52, 0x45,
+	0x41, 0x53, 0x4f, 0x4e, 0x5f, 0x53, 0x54, 0x41, 0x52, 0x54, 0x5f, 0x55, 0x4e, 0x4b, 0x4e, 0x4f,
+	0x57, 0x4e, 0x10, 0x0c, 0x12, 0x1f, 0x0a, 0x1b, 0x52, 0x45, 0x41, 0x53, 0x4f, 0x4e, 0x5f, 0x52,
+	0x45, 0x47, 0x49, 0x53, 0x54, 0x52, 0x59, 0x5f, 0x55, 0x4e, 0x41, 0x56, 0x41, 0x49, 0x4c, 0x41,
+	0x42, 0x4c, 0x45, 0x10, 0x0d, 0x12, 0x1c, 0x0a, 0x18, 0x52, 0x45, 0x41, 0x53, 0x4f, 0x4e, 0x5f,
+	0x49, 0x4e, 0x50, 0x55, 0x54, 0x5f, 0x55, 0x4e, 0x41, 0x56, 0x41, 0x49, 0x4c, 0x41, 0x42, 0x4c,
+	0x45, 0x10, 0x0e, 0x12, 0x1d, 0x0a, 0x19, 0x52, 0x45, 0x41, 0x53, 0x4f, 0x4e, 0x5f, 0x53, 0x45,
+	0x43, 0x52, 0x45, 0x54, 0x5f, 0x55, 0x4e, 0x41, 0x56, 0x41, 0x49, 0x4c, 0x41, 0x42, 0x4c, 0x45,
+	0x10, 0x10, 0x2a, 0xf7, 0x02, 0x0a, 0x0a, 0x57, 0x61, 0x69, 0x74, 0x52, 0x65, 0x61, 0x73, 0x6f,
+	0x6e, 0x12, 0x1b, 0x0a, 0x17, 0x57, 0x41, 0x49, 0x54, 0x5f, 0x52, 0x45, 0x41, 0x53, 0x4f, 0x4e,
+	0x5f, 0x55, 0x4e, 0x53, 0x50, 0x45, 0x43, 0x49, 0x46, 0x49, 0x45, 0x44, 0x10, 0x00, 0x12, 0x17,
+	0x0a, 0x13, 0x57, 0x41, 0x49, 0x54, 0x5f, 0x52, 0x45, 0x41, 0x53, 0x4f, 0x4e, 0x5f, 0x4e, 0x4f,
+	0x54, 0x5f, 0x44, 0x55, 0x45, 0x10, 0x01, 0x12, 0x1c, 0x0a, 0x18, 0x57, 0x41, 0x49, 0x54, 0x5f,
+	0x52, 0x45, 0x41, 0x53, 0x4f, 0x4e, 0x5f, 0x4e, 0x4f, 0x5f, 0x46, 0x52, 0x45, 0x45, 0x5f, 0x53,
+	0x4c, 0x4f, 0x54, 0x10, 0x02, 0x12, 0x1a, 0x0a, 0x16, 0x57, 0x41, 0x49, 0x54, 0x5f, 0x52, 0x45,
+	0x41, 0x53, 0x4f, 0x4e, 0x5f, 0x54, 0x41, 0x53, 0x4b, 0x5f, 0x4c, 0x49, 0x4d, 0x49, 0x54, 0x10,
+	0x03, 0x12, 0x19, 0x0a, 0x15, 0x57, 0x41, 0x49, 0x54, 0x5f, 0x52, 0x45, 0x41, 0x53, 0x4f, 0x4e,
+	0x5f, 0x48, 0x4f, 0x53, 0x54, 0x5f, 0x44, 0x4f, 0x57, 0x4e, 0x10, 0x04, 0x12, 0x19, 0x0a, 0x15,
+	0x57, 0x41, 0x49, 0x54, 0x5f, 0x52, 0x45, 0x41, 0x53, 0x4f, 0x4e, 0x5f, 0x44, 0x49, 0x53, 0x4b,
+	0x5f, 0x46, 0x55, 0x4c, 0x4c, 0x10, 0x05, 0x12, 0x17, 0x0a, 0x13, 0x57, 0x41, 0x49, 0x54, 0x5f,
+	0x52, 0x45, 0x41, 0x53, 0x4f, 0x4e, 0x5f, 0x42, 0x41, 0x43, 0x4b, 0x4f, 0x46, 0x46, 0x10, 0x06,
+	0x12, 0x1c, 0x0a, 0x18, 0x57, 0x41, 0x49, 0x54, 0x5f, 0x52, 0x45, 0x41, 0x53, 0x4f, 0x4e, 0x5f,
+	0x48, 0x4f, 0x53, 0x54, 0x5f, 0x44, 0x52, 0x41, 0x49, 0x4e, 0x45, 0x44, 0x10, 0x07, 0x12, 0x19,
+	0x0a, 0x15, 0x57, 0x41, 0x49, 0x54, 0x5f, 0x52, 0x45, 0x41, 0x53, 0x4f, 0x4e, 0x5f, 0x54, 0x41,
+	0x53, 0x4b, 0x5f, 0x52, 0x41, 0x54, 0x45, 0x10, 0x08, 0x12, 0x1b, 0x0a, 0x17, 0x57, 0x41, 0x49,
+	0x54, 0x5f, 0x52, 0x45, 0x41, 0x53, 0x4f, 0x4e, 0x5f, 0x54, 0x41, 0x53, 0x4b, 0x5f, 0x50, 0x41,
+	0x55, 0x53, 0x45, 0x44, 0x10, 0x09, 0x12, 0x1f, 0x0a, 0x1b, 0x57, 0x41, 0x49, 0x54, 0x5f, 0x52,
+	0x45, 0x41, 0x53, 0x4f, 0x4e, 0x5f, 0x53, 0x43, 0x48, 0x45, 0x44, 0x55, 0x4c, 0x45, 0x5f, 0x50,
+	0x41, 0x55, 0x53, 0x45, 0x44, 0x10, 0x0a, 0x12, 0x1a, 0x0a, 0x16, 0x57, 0x41, 0x49, 0x54, 0x5f,
+	0x52, 0x45, 0x41, 0x53, 0x4f, 0x4e, 0x5f, 0x55, 0x4e, 0x49, 0x51, 0x55, 0x45, 0x5f, 0x4b, 0x45,
+	0x59, 0x10, 0x0b, 0x12, 0x17, 0x0a, 0x13, 0x57, 0x41, 0x49, 0x54, 0x5f, 0x52, 0x45, 0x41, 0x53,
+	0x4f, 0x4e, 0x5f, 0x4e, 0x4f, 0x5f, 0x50, 0x4f, 0x4f, 0x4c, 0x10, 0x0c, 0x2a, 0x59, 0x0a, 0x06,
+	0x53, 0x6f, 0x75, 0x72, 0x63, 0x65, 0x12, 0x16, 0x0a, 0x12, 0x53, 0x4f, 0x55, 0x52, 0x43, 0x45,
+	0x5f, 0x55, 0x4e, 0x53, 0x50, 0x45, 0x43, 0x49, 0x46, 0x49, 0x45, 0x44, 0x10, 0x00, 0x12, 0x11,
+	0x0a, 0x0d, 0x53, 0x4f, 0x55, 0x52, 0x43, 0x45, 0x5f, 0x53, 0x54, 0x44, 0x4f, 0x55, 0x54, 0x10,
+	0x01, 0x12, 0x11, 0x0a, 0x0d, 0x53, 0x4f, 0x55, 0x52, 0x43, 0x45, 0x5f, 0x53, 0x54, 0x44, 0x45,
+	0x52, 0x52, 0x10, 0x02, 0x12, 0x11, 0x0a, 0x0d, 0x53, 0x4f, 0x55, 0x52, 0x43, 0x45, 0x5f, 0x53,
+	0x59, 0x53, 0x54, 0x45, 0x4d, 0x10, 0x03, 0x2a, 0x8b, 0x09, 0x0a, 0x0b, 0x45, 0x72, 0x72, 0x6f,
+	0x72, 0x52, 0x65, 0x61, 0x73, 0x6f, 0x6e, 0x12, 0x1c, 0x0a, 0x18, 0x45, 0x52, 0x52, 0x4f, 0x52,
 	0x5f, 0x52, 0x45, 0x41, 0x53, 0x4f, 0x4e, 0x5f, 0x55, 0x4e, 0x53, 0x50, 0x45, 0x43, 0x49, 0x46,
-	0x49, 0x45, 0x44, 0x10, 0x00, 0x12, 0x17, 0x0a, 0x13, 0x57, 0x41, 0x49, 0x54, 0x5f, 0x52, 0x45,
-	0x41, 0x53, 0x4f, 0x4e, 0x5f, 0x4e, 0x4f, 0x54, 0x5f, 0x44, 0x55, 0x45, 0x10, 0x01, 0x12, 0x1c,
-	0x0a, 0x18, 0x57, 0x41, 0x49, 0x54, 0x5f, 0x52, 0x45, 0x41, 0x53, 0x4f, 0x4e, 0x5f, 0x4e, 0x4f,
-	0x5f, 0x46, 0x52, 0x45, 0x45, 0x5f, 0x53, 0x4c, 0x4f, 0x54, 0x10, 0x02, 0x12, 0x1a, 0x0a, 0x16,
-	0x57, 0x41, 0x49, 0x54, 0x5f, 0x52, 0x45, 0x41, 0x53, 0x4f, 0x4e, 0x5f, 0x54, 0x41, 0x53, 0x4b,
-	0x5f, 0x4c, 0x49, 0x4d, 0x49, 0x54, 0x10, 0x03, 0x12, 0x19, 0x0a, 0x15, 0x57, 0x41, 0x49, 0x54,
-	0x5f, 0x52, 0x45, 0x41, 0x53, 0x4f, 0x4e, 0x5f, 0x48, 0x4f, 0x53, 0x54, 0x5f, 0x44, 0x4f, 0x57,
-	0x4e, 0x10, 0x04, 0x12, 0x19, 0x0a, 0x15, 0x57, 0x41, 0x49, 0x54, 0x5f, 0x52, 0x45, 0x41, 0x53,
-	0x4f, 0x4e, 0x5f, 0x44, 0x49, 0x53, 0x4b, 0x5f, 0x46, 0x55, 0x4c, 0x4c, 0x10, 0x05, 0x12, 0x17,
-	0x0a, 0x13, 0x57, 0x41, 0x49, 0x54, 0x5f, 0x52, 0x45, 0x41, 0x53, 0x4f, 0x4e, 0x5f, 0x42, 0x41,
-	0x43, 0x4b, 0x4f, 0x46, 0x46, 0x10, 0x06, 0x12, 0x1c, 0x0a, 0x18, 0x57, 0x41, 0x49, 0x54, 0x5f,
-	0x52, 0x45, 0x41, 0x53, 0x4f, 0x4e, 0x5f, 0x48, 0x4f, 0x53, 0x54, 0x5f, 0x44, 0x52, 0x41, 0x49,
-	0x4e, 0x45, 0x44, 0x10, 0x07, 0x12, 0x19, 0x0a, 0x15, 0x57, 0x41, 0x49, 0x54, 0x5f, 0x52, 0x45,
-	0x41, 0x53, 0x4f, 0x4e, 0x5f, 0x54, 0x41, 0x53, 0x4b, 0x5f, 0x52, 0x41, 0x54, 0x45, 0x10, 0x08,
-	0x12, 0x1b, 0x0a, 0x17, 0x57, 0x41, 0x49, 0x54, 0x5f, 0x52, 0x45, 0x41, 0x53, 0x4f, 0x4e, 0x5f,
-	0x54, 0x41, 0x53, 0x4b, 0x5f, 0x50, 0x41, 0x55, 0x53, 0x45, 0x44, 0x10, 0x09, 0x12, 0x1f, 0x0a,
-	0x1b, 0x57, 0x41, 0x49, 0x54, 0x5f, 0x52, 0x45, 0x41, 0x53, 0x4f, 0x4e, 0x5f, 0x53, 0x43, 0x48,
-	0x45, 0x44, 0x55, 0x4c, 0x45, 0x5f, 0x50, 0x41, 0x55, 0x53, 0x45, 0x44, 0x10, 0x0a, 0x12, 0x1a,
-	0x0a, 0x16, 0x57, 0x41, 0x49, 0x54, 0x5f, 0x52, 0x45, 0x41, 0x53, 0x4f, 0x4e, 0x5f, 0x55, 0x4e,
-	0x49, 0x51, 0x55, 0x45, 0x5f, 0x4b, 0x45, 0x59, 0x10, 0x0b, 0x12, 0x17, 0x0a, 0x13, 0x57, 0x41,
-	0x49, 0x54, 0x5f, 0x52, 0x45, 0x41, 0x53, 0x4f, 0x4e, 0x5f, 0x4e, 0x4f, 0x5f, 0x50, 0x4f, 0x4f,
-	0x4c, 0x10, 0x0c, 0x2a, 0x59, 0x0a, 0x06, 0x53, 0x6f, 0x75, 0x72, 0x63, 0x65, 0x12, 0x16, 0x0a,
-	0x12, 0x53, 0x4f, 0x55, 0x52, 0x43, 0x45, 0x5f, 0x55, 0x4e, 0x53, 0x50, 0x45, 0x43, 0x49, 0x46,
-	0x49, 0x45, 0x44, 0x10, 0x00, 0x12, 0x11, 0x0a, 0x0d, 0x53, 0x4f, 0x55, 0x52, 0x43, 0x45, 0x5f,
-	0x53, 0x54, 0x44, 0x4f, 0x55, 0x54, 0x10, 0x01, 0x12, 0x11, 0x0a, 0x0d, 0x53, 0x4f, 0x55, 0x52,
-	0x43, 0x45, 0x5f, 0x53, 0x54, 0x44, 0x45, 0x52, 0x52, 0x10, 0x02, 0x12, 0x11, 0x0a, 0x0d, 0x53,
-	0x4f, 0x55, 0x52, 0x43, 0x45, 0x5f, 0x53, 0x59, 0x53, 0x54, 0x45, 0x4d, 0x10, 0x03, 0x2a, 0xc4,
-	0x08, 0x0a, 0x0b, 0x45, 0x72, 0x72, 0x6f, 0x72, 0x52, 0x65, 0x61, 0x73, 0x6f, 0x6e, 0x12, 0x1c,
-	0x0a, 0x18, 0x45, 0x52, 0x52, 0x4f, 0x52, 0x5f, 0x52, 0x45, 0x41, 0x53, 0x4f, 0x4e, 0x5f, 0x55,
-	0x4e, 0x53, 0x50, 0x45, 0x43, 0x49, 0x46, 0x49, 0x45, 0x44, 0x10, 0x00, 0x12, 0x1e, 0x0a, 0x1a,
-	0x45, 0x52, 0x52, 0x4f, 0x52, 0x5f, 0x52, 0x45, 0x41, 0x53, 0x4f, 0x4e, 0x5f, 0x49, 0x4e, 0x56,
-	0x41, 0x4c, 0x49, 0x44, 0x5f, 0x46, 0x49, 0x45, 0x4c, 0x44, 0x10, 0x01, 0x12, 0x1e, 0x0a, 0x1a,
-	0x45, 0x52, 0x52, 0x4f, 0x52, 0x5f, 0x52, 0x45, 0x41, 0x53, 0x4f, 0x4e, 0x5f, 0x55, 0x4e, 0x4b,
-	0x4e, 0x4f, 0x57, 0x4e, 0x5f, 0x46, 0x49, 0x45, 0x4c, 0x44, 0x10, 0x02, 0x12, 0x23, 0x0a, 0x1f,
-	0x45, 0x52, 0x52, 0x4f, 0x52, 0x5f, 0x52, 0x45, 0x41, 0x53, 0x4f, 0x4e, 0x5f, 0x50, 0x41, 0x47,
-	0x45, 0x5f, 0x54, 0x4f, 0x4b, 0x45, 0x4e, 0x5f, 0x49, 0x4e, 0x56, 0x41, 0x4c, 0x49, 0x44, 0x10,
-	0x03, 0x12, 0x1f, 0x0a, 0x1b, 0x45, 0x52, 0x52, 0x4f, 0x52, 0x5f, 0x52, 0x45, 0x41, 0x53, 0x4f,
-	0x4e, 0x5f, 0x43, 0x55, 0x52, 0x53, 0x4f, 0x52, 0x5f, 0x49, 0x4e, 0x56, 0x41, 0x4c, 0x49, 0x44,
-	0x10, 0x04, 0x12, 0x2c, 0x0a, 0x28, 0x45, 0x52, 0x52, 0x4f, 0x52, 0x5f, 0x52, 0x45, 0x41, 0x53,
-	0x4f, 0x4e, 0x5f, 0x43, 0x55, 0x52, 0x53, 0x4f, 0x52, 0x5f, 0x4f, 0x46, 0x5f, 0x41, 0x4e, 0x4f,
-	0x54, 0x48, 0x45, 0x52, 0x5f, 0x45, 0x58, 0x45, 0x43, 0x55, 0x54, 0x49, 0x4f, 0x4e, 0x10, 0x05,
-	0x12, 0x1d, 0x0a, 0x19, 0x45, 0x52, 0x52, 0x4f, 0x52, 0x5f, 0x52, 0x45, 0x41, 0x53, 0x4f, 0x4e,
-	0x5f, 0x43, 0x55, 0x52, 0x53, 0x4f, 0x52, 0x5f, 0x41, 0x48, 0x45, 0x41, 0x44, 0x10, 0x06, 0x12,
-	0x1f, 0x0a, 0x1b, 0x45, 0x52, 0x52, 0x4f, 0x52, 0x5f, 0x52, 0x45, 0x41, 0x53, 0x4f, 0x4e, 0x5f,
-	0x43, 0x55, 0x52, 0x53, 0x4f, 0x52, 0x5f, 0x54, 0x4f, 0x4f, 0x5f, 0x4f, 0x4c, 0x44, 0x10, 0x07,
+	0x49, 0x45, 0x44, 0x10, 0x00, 0x12, 0x1e, 0x0a, 0x1a, 0x45, 0x52, 0x52, 0x4f, 0x52, 0x5f, 0x52,
+	0x45, 0x41, 0x53, 0x4f, 0x4e, 0x5f, 0x49, 0x4e, 0x56, 0x41, 0x4c, 0x49, 0x44, 0x5f, 0x46, 0x49,
+	0x45, 0x4c, 0x44, 0x10, 0x01, 0x12, 0x1e, 0x0a, 0x1a, 0x45, 0x52, 0x52, 0x4f, 0x52, 0x5f, 0x52,
+	0x45, 0x41, 0x53, 0x4f, 0x4e, 0x5f, 0x55, 0x4e, 0x4b, 0x4e, 0x4f, 0x57, 0x4e, 0x5f, 0x46, 0x49,
+	0x45, 0x4c, 0x44, 0x10, 0x02, 0x12, 0x23, 0x0a, 0x1f, 0x45, 0x52, 0x52, 0x4f, 0x52, 0x5f, 0x52,
+	0x45, 0x41, 0x53, 0x4f, 0x4e, 0x5f, 0x50, 0x41, 0x47, 0x45, 0x5f, 0x54, 0x4f, 0x4b, 0x45, 0x4e,
+	0x5f, 0x49, 0x4e, 0x56, 0x41, 0x4c, 0x49, 0x44, 0x10, 0x03, 0x12, 0x1f, 0x0a, 0x1b, 0x45, 0x52,
+	0x52, 0x4f, 0x52, 0x5f, 0x52, 0x45, 0x41, 0x53, 0x4f, 0x4e, 0x5f, 0x43, 0x55, 0x52, 0x53, 0x4f,
+	0x52, 0x5f, 0x49, 0x4e, 0x56, 0x41, 0x4c, 0x49, 0x44, 0x10, 0x04, 0x12, 0x2c, 0x0a, 0x28, 0x45,
+	0x52, 0x52, 0x4f, 0x52, 0x5f, 0x52, 0x45, 0x41, 0x53, 0x4f, 0x4e, 0x5f, 0x43, 0x55, 0x52, 0x53,
+	0x4f, 0x52, 0x5f, 0x4f, 0x46, 0x5f, 0x41, 0x4e, 0x4f, 0x54, 0x48, 0x45, 0x52, 0x5f, 0x45, 0x58,
+	0x45, 0x43, 0x55, 0x54, 0x49, 0x4f, 0x4e, 0x10, 0x05, 0x12, 0x1d, 0x0a, 0x19, 0x45, 0x52, 0x52,
+	0x4f, 0x52, 0x5f, 0x52, 0x45, 0x41, 0x53, 0x4f, 0x4e, 0x5f, 0x43, 0x55, 0x52, 0x53, 0x4f, 0x52,
+	0x5f, 0x41, 0x48, 0x45, 0x41, 0x44, 0x10, 0x06, 0x12, 0x1f, 0x0a, 0x1b, 0x45, 0x52, 0x52, 0x4f,
+	0x52, 0x5f, 0x52, 0x45, 0x41, 0x53, 0x4f, 0x4e, 0x5f, 0x43, 0x55, 0x52, 0x53, 0x4f, 0x52, 0x5f,
+	0x54, 0x4f, 0x4f, 0x5f, 0x4f, 0x4c, 0x44, 0x10, 0x07, 0x12, 0x1f, 0x0a, 0x1b, 0x45, 0x52, 0x52,
+	0x4f, 0x52, 0x5f, 0x52, 0x45, 0x41, 0x53, 0x4f, 0x4e, 0x5f, 0x54, 0x41, 0x53, 0x4b, 0x5f, 0x4e,
+	0x4f, 0x54, 0x5f, 0x46, 0x4f, 0x55, 0x4e, 0x44, 0x10, 0x08, 0x12, 0x1e, 0x0a, 0x1a, 0x45, 0x52,
+	0x52, 0x4f, 0x52, 0x5f, 0x52, 0x45, 0x41, 0x53, 0x4f, 0x4e, 0x5f, 0x4a, 0x4f, 0x42, 0x5f, 0x4e,
+	0x4f, 0x54, 0x5f, 0x46, 0x4f, 0x55, 0x4e, 0x44, 0x10, 0x09, 0x12, 0x24, 0x0a, 0x20, 0x45, 0x52,
+	0x52, 0x4f, 0x52, 0x5f, 0x52, 0x45, 0x41, 0x53, 0x4f, 0x4e, 0x5f, 0x45, 0x58, 0x45, 0x43, 0x55,
+	0x54, 0x49, 0x4f, 0x4e, 0x5f, 0x4e, 0x4f, 0x54, 0x5f, 0x46, 0x4f, 0x55, 0x4e, 0x44, 0x10, 0x0a,
 	0x12, 0x1f, 0x0a, 0x1b, 0x45, 0x52, 0x52, 0x4f, 0x52, 0x5f, 0x52, 0x45, 0x41, 0x53, 0x4f, 0x4e,
-	0x5f, 0x54, 0x41, 0x53, 0x4b, 0x5f, 0x4e, 0x4f, 0x54, 0x5f, 0x46, 0x4f, 0x55, 0x4e, 0x44, 0x10,
-	0x08, 0x12, 0x1e, 0x0a, 0x1a, 0x45, 0x52, 0x52, 0x4f, 0x52, 0x5f, 0x52, 0x45, 0x41, 0x53, 0x4f,
-	0x4e, 0x5f, 0x4a, 0x4f, 0x42, 0x5f, 0x4e, 0x4f, 0x54, 0x5f, 0x46, 0x4f, 0x55, 0x4e, 0x44, 0x10,
-	0x09, 0x12, 0x24, 0x0a, 0x20, 0x45, 0x52, 0x52, 0x4f, 0x52, 0x5f, 0x52, 0x45, 0x41, 0x53, 0x4f,
-	0x4e, 0x5f, 0x45, 0x58, 0x45, 0x43, 0x55, 0x54, 0x49, 0x4f, 0x4e, 0x5f, 0x4e, 0x4f, 0x54, 0x5f,
-	0x46, 0x4f, 0x55, 0x4e, 0x44, 0x10, 0x0a, 0x12, 0x1f, 0x0a, 0x1b, 0x45, 0x52, 0x52, 0x4f, 0x52,
-	0x5f, 0x52, 0x45, 0x41, 0x53, 0x4f, 0x4e, 0x5f, 0x48, 0x4f, 0x53, 0x54, 0x5f, 0x4e, 0x4f, 0x54,
-	0x5f, 0x46, 0x4f, 0x55, 0x4e, 0x44, 0x10, 0x0b, 0x12, 0x22, 0x0a, 0x1e, 0x45, 0x52, 0x52, 0x4f,
-	0x52, 0x5f, 0x52, 0x45, 0x41, 0x53, 0x4f, 0x4e, 0x5f, 0x52, 0x45, 0x51, 0x55, 0x45, 0x53, 0x54,
-	0x5f, 0x49, 0x44, 0x5f, 0x52, 0x45, 0x55, 0x53, 0x45, 0x44, 0x10, 0x0c, 0x12, 0x1e, 0x0a, 0x1a,
+	0x5f, 0x48, 0x4f, 0x53, 0x54, 0x5f, 0x4e, 0x4f, 0x54, 0x5f, 0x46, 0x4f, 0x55, 0x4e, 0x44, 0x10,
+	0x0b, 0x12, 0x22, 0x0a, 0x1e, 0x45, 0x52, 0x52, 0x4f, 0x52, 0x5f, 0x52, 0x45, 0x41, 0x53, 0x4f,
+	0x4e, 0x5f, 0x52, 0x45, 0x51, 0x55, 0x45, 0x53, 0x54, 0x5f, 0x49, 0x44, 0x5f, 0x52, 0x45, 0x55,
+	0x53, 0x45, 0x44, 0x10, 0x0c, 0x12, 0x1e, 0x0a, 0x1a, 0x45, 0x52, 0x52, 0x4f, 0x52, 0x5f, 0x52,
+	0x45, 0x41, 0x53, 0x4f, 0x4e, 0x5f, 0x4a, 0x4f, 0x42, 0x5f, 0x4e, 0x4f, 0x54, 0x5f, 0x46, 0x49,
+	0x4e, 0x41, 0x4c, 0x10, 0x0d, 0x12, 0x1c, 0x0a, 0x18, 0x45, 0x52, 0x52, 0x4f, 0x52, 0x5f, 0x52,
+	0x45, 0x41, 0x53, 0x4f, 0x4e, 0x5f, 0x4a, 0x4f, 0x42, 0x5f, 0x43, 0x48, 0x41, 0x4e, 0x47, 0x45,
+	0x44, 0x10, 0x0e, 0x12, 0x1b, 0x0a, 0x17, 0x45, 0x52, 0x52, 0x4f, 0x52, 0x5f, 0x52, 0x45, 0x41,
+	0x53, 0x4f, 0x4e, 0x5f, 0x51, 0x55, 0x45, 0x55, 0x45, 0x5f, 0x46, 0x55, 0x4c, 0x4c, 0x10, 0x0f,
+	0x12, 0x1a, 0x0a, 0x16, 0x45, 0x52, 0x52, 0x4f, 0x52, 0x5f, 0x52, 0x45, 0x41, 0x53, 0x4f, 0x4e,
+	0x5f, 0x44, 0x49, 0x53, 0x4b, 0x5f, 0x46, 0x55, 0x4c, 0x4c, 0x10, 0x10, 0x12, 0x21, 0x0a, 0x1d,
+	0x45, 0x52, 0x52, 0x4f, 0x52, 0x5f, 0x52, 0x45, 0x41, 0x53, 0x4f, 0x4e, 0x5f, 0x54, 0x4f, 0x4f,
+	0x5f, 0x4d, 0x41, 0x4e, 0x59, 0x5f, 0x53, 0x54, 0x52, 0x45, 0x41, 0x4d, 0x53, 0x10, 0x11, 0x12,
+	0x20, 0x0a, 0x1c, 0x45, 0x52, 0x52, 0x4f, 0x52, 0x5f, 0x52, 0x45, 0x41, 0x53, 0x4f, 0x4e, 0x5f,
+	0x53, 0x45, 0x52, 0x56, 0x45, 0x52, 0x5f, 0x53, 0x54, 0x4f, 0x50, 0x50, 0x49, 0x4e, 0x47, 0x10,
+	0x12, 0x12, 0x17, 0x0a, 0x13, 0x45, 0x52, 0x52, 0x4f, 0x52, 0x5f, 0x52, 0x45, 0x41, 0x53, 0x4f,
+	0x4e, 0x5f, 0x44, 0x45, 0x46, 0x45, 0x43, 0x54, 0x10, 0x13, 0x12, 0x1d, 0x0a, 0x19, 0x45, 0x52,
+	0x52, 0x4f, 0x52, 0x5f, 0x52, 0x45, 0x41, 0x53, 0x4f, 0x4e, 0x5f, 0x53, 0x54, 0x4f, 0x52, 0x45,
+	0x5f, 0x46, 0x41, 0x49, 0x4c, 0x45, 0x44, 0x10, 0x14, 0x12, 0x21, 0x0a, 0x1d, 0x45, 0x52, 0x52,
+	0x4f, 0x52, 0x5f, 0x52, 0x45, 0x41, 0x53, 0x4f, 0x4e, 0x5f, 0x55, 0x4e, 0x49, 0x51, 0x55, 0x45,
+	0x5f, 0x4b, 0x45, 0x59, 0x5f, 0x54, 0x41, 0x4b, 0x45, 0x4e, 0x10, 0x15, 0x12, 0x1c, 0x0a, 0x18,
 	0x45, 0x52, 0x52, 0x4f, 0x52, 0x5f, 0x52, 0x45, 0x41, 0x53, 0x4f, 0x4e, 0x5f, 0x4a, 0x4f, 0x42,
-	0x5f, 0x4e, 0x4f, 0x54, 0x5f, 0x46, 0x49, 0x4e, 0x41, 0x4c, 0x10, 0x0d, 0x12, 0x1c, 0x0a, 0x18,
-	0x45, 0x52, 0x52, 0x4f, 0x52, 0x5f, 0x52, 0x45, 0x41, 0x53, 0x4f, 0x4e, 0x5f, 0x4a, 0x4f, 0x42,
-	0x5f, 0x43, 0x48, 0x41, 0x4e, 0x47, 0x45, 0x44, 0x10, 0x0e, 0x12, 0x1b, 0x0a, 0x17, 0x45, 0x52,
-	0x52, 0x4f, 0x52, 0x5f, 0x52, 0x45, 0x41, 0x53, 0x4f, 0x4e, 0x5f, 0x51, 0x55, 0x45, 0x55, 0x45,
-	0x5f, 0x46, 0x55, 0x4c, 0x4c, 0x10, 0x0f, 0x12, 0x1a, 0x0a, 0x16, 0x45, 0x52, 0x52, 0x4f, 0x52,
-	0x5f, 0x52, 0x45, 0x41, 0x53, 0x4f, 0x4e, 0x5f, 0x44, 0x49, 0x53, 0x4b, 0x5f, 0x46, 0x55, 0x4c,
-	0x4c, 0x10, 0x10, 0x12, 0x21, 0x0a, 0x1d, 0x45, 0x52, 0x52, 0x4f, 0x52, 0x5f, 0x52, 0x45, 0x41,
-	0x53, 0x4f, 0x4e, 0x5f, 0x54, 0x4f, 0x4f, 0x5f, 0x4d, 0x41, 0x4e, 0x59, 0x5f, 0x53, 0x54, 0x52,
-	0x45, 0x41, 0x4d, 0x53, 0x10, 0x11, 0x12, 0x20, 0x0a, 0x1c, 0x45, 0x52, 0x52, 0x4f, 0x52, 0x5f,
-	0x52, 0x45, 0x41, 0x53, 0x4f, 0x4e, 0x5f, 0x53, 0x45, 0x52, 0x56, 0x45, 0x52, 0x5f, 0x53, 0x54,
-	0x4f, 0x50, 0x50, 0x49, 0x4e, 0x47, 0x10, 0x12, 0x12, 0x17, 0x0a, 0x13, 0x45, 0x52, 0x52, 0x4f,
-	0x52, 0x5f, 0x52, 0x45, 0x41, 0x53, 0x4f, 0x4e, 0x5f, 0x44, 0x45, 0x46, 0x45, 0x43, 0x54, 0x10,
-	0x13, 0x12, 0x1d, 0x0a, 0x19, 0x45, 0x52, 0x52, 0x4f, 0x52, 0x5f, 0x52, 0x45, 0x41, 0x53, 0x4f,
-	0x4e, 0x5f, 0x53, 0x54, 0x4f, 0x52, 0x45, 0x5f, 0x46, 0x41, 0x49, 0x4c, 0x45, 0x44, 0x10, 0x14,
-	0x12, 0x21, 0x0a, 0x1d, 0x45, 0x52, 0x52, 0x4f, 0x52, 0x5f, 0x52, 0x45, 0x41, 0x53, 0x4f, 0x4e,
-	0x5f, 0x55, 0x4e, 0x49, 0x51, 0x55, 0x45, 0x5f, 0x4b, 0x45, 0x59, 0x5f, 0x54, 0x41, 0x4b, 0x45,
-	0x4e, 0x10, 0x15, 0x12, 0x1c, 0x0a, 0x18, 0x45, 0x52, 0x52, 0x4f, 0x52, 0x5f, 0x52, 0x45, 0x41,
-	0x53, 0x4f, 0x4e, 0x5f, 0x4a, 0x4f, 0x42, 0x5f, 0x45, 0x58, 0x50, 0x49, 0x52, 0x45, 0x44, 0x10,
-	0x16, 0x12, 0x1c, 0x0a, 0x18, 0x45, 0x52, 0x52, 0x4f, 0x52, 0x5f, 0x52, 0x45, 0x41, 0x53, 0x4f,
-	0x4e, 0x5f, 0x4e, 0x4f, 0x5f, 0x53, 0x43, 0x48, 0x45, 0x44, 0x55, 0x4c, 0x45, 0x10, 0x17, 0x12,
-	0x26, 0x0a, 0x22, 0x45, 0x52, 0x52, 0x4f, 0x52, 0x5f, 0x52, 0x45, 0x41, 0x53, 0x4f, 0x4e, 0x5f,
-	0x43, 0x55, 0x52, 0x53, 0x4f, 0x52, 0x5f, 0x4f, 0x46, 0x5f, 0x41, 0x4e, 0x4f, 0x54, 0x48, 0x45,
-	0x52, 0x5f, 0x4a, 0x4f, 0x42, 0x10, 0x18, 0x12, 0x23, 0x0a, 0x1f, 0x45, 0x52, 0x52, 0x4f, 0x52,
-	0x5f, 0x52, 0x45, 0x41, 0x53, 0x4f, 0x4e, 0x5f, 0x44, 0x45, 0x4c, 0x49, 0x56, 0x45, 0x52, 0x59,
-	0x5f, 0x4e, 0x4f, 0x54, 0x5f, 0x46, 0x4f, 0x55, 0x4e, 0x44, 0x10, 0x19, 0x12, 0x1f, 0x0a, 0x1b,
-	0x45, 0x52, 0x52, 0x4f, 0x52, 0x5f, 0x52, 0x45, 0x41, 0x53, 0x4f, 0x4e, 0x5f, 0x54, 0x4f, 0x4b,
-	0x45, 0x4e, 0x5f, 0x52, 0x45, 0x51, 0x55, 0x49, 0x52, 0x45, 0x44, 0x10, 0x1a, 0x12, 0x1e, 0x0a,
-	0x1a, 0x45, 0x52, 0x52, 0x4f, 0x52, 0x5f, 0x52, 0x45, 0x41, 0x53, 0x4f, 0x4e, 0x5f, 0x54, 0x4f,
-	0x4b, 0x45, 0x4e, 0x5f, 0x49, 0x4e, 0x56, 0x41, 0x4c, 0x49, 0x44, 0x10, 0x1b, 0x12, 0x1e, 0x0a,
-	0x1a, 0x45, 0x52, 0x52, 0x4f, 0x52, 0x5f, 0x52, 0x45, 0x41, 0x53, 0x4f, 0x4e, 0x5f, 0x54, 0x4f,
-	0x4b, 0x45, 0x4e, 0x5f, 0x45, 0x58, 0x50, 0x49, 0x52, 0x45, 0x44, 0x10, 0x1c, 0x12, 0x22, 0x0a,
-	0x1e, 0x45, 0x52, 0x52, 0x4f, 0x52, 0x5f, 0x52, 0x45, 0x41, 0x53, 0x4f, 0x4e, 0x5f, 0x50, 0x45,
-	0x52, 0x4d, 0x49, 0x53, 0x53, 0x49, 0x4f, 0x4e, 0x5f, 0x44, 0x45, 0x4e, 0x49, 0x45, 0x44, 0x10,
-	0x1d, 0x12, 0x22, 0x0a, 0x1e, 0x45, 0x52, 0x52, 0x4f, 0x52, 0x5f, 0x52, 0x45, 0x41, 0x53, 0x4f,
-	0x4e, 0x5f, 0x54, 0x4f, 0x4f, 0x5f, 0x4d, 0x41, 0x4e, 0x59, 0x5f, 0x41, 0x54, 0x54, 0x45, 0x4d,
-	0x50, 0x54, 0x53, 0x10, 0x1e, 0x12, 0x2e, 0x0a, 0x2a, 0x45, 0x52, 0x52, 0x4f, 0x52, 0x5f, 0x52,
-	0x45, 0x41, 0x53, 0x4f, 0x4e, 0x5f, 0x52, 0x45, 0x47, 0x49, 0x53, 0x54, 0x52, 0x59, 0x5f, 0x43,
-	0x52, 0x45, 0x44, 0x45, 0x4e, 0x54, 0x49, 0x41, 0x4c, 0x5f, 0x4e, 0x4f, 0x54, 0x5f, 0x46, 0x4f,
-	0x55, 0x4e, 0x44, 0x10, 0x23, 0x2a, 0x84, 0x01, 0x0a, 0x0d, 0x44, 0x65, 0x6c, 0x69, 0x76, 0x65,
+	0x5f, 0x45, 0x58, 0x50, 0x49, 0x52, 0x45, 0x44, 0x10, 0x16, 0x12, 0x1c, 0x0a, 0x18, 0x45, 0x52,
+	0x52, 0x4f, 0x52, 0x5f, 0x52, 0x45, 0x41, 0x53, 0x4f, 0x4e, 0x5f, 0x4e, 0x4f, 0x5f, 0x53, 0x43,
+	0x48, 0x45, 0x44, 0x55, 0x4c, 0x45, 0x10, 0x17, 0x12, 0x26, 0x0a, 0x22, 0x45, 0x52, 0x52, 0x4f,
+	0x52, 0x5f, 0x52, 0x45, 0x41, 0x53, 0x4f, 0x4e, 0x5f, 0x43, 0x55, 0x52, 0x53, 0x4f, 0x52, 0x5f,
+	0x4f, 0x46, 0x5f, 0x41, 0x4e, 0x4f, 0x54, 0x48, 0x45, 0x52, 0x5f, 0x4a, 0x4f, 0x42, 0x10, 0x18,
+	0x12, 0x23, 0x0a, 0x1f, 0x45, 0x52, 0x52, 0x4f, 0x52, 0x5f, 0x52, 0x45, 0x41, 0x53, 0x4f, 0x4e,
+	0x5f, 0x44, 0x45, 0x4c, 0x49, 0x56, 0x45, 0x52, 0x59, 0x5f, 0x4e, 0x4f, 0x54, 0x5f, 0x46, 0x4f,
+	0x55, 0x4e, 0x44, 0x10, 0x19, 0x12, 0x1f, 0x0a, 0x1b, 0x45, 0x52, 0x52, 0x4f, 0x52, 0x5f, 0x52,
+	0x45, 0x41, 0x53, 0x4f, 0x4e, 0x5f, 0x54, 0x4f, 0x4b, 0x45, 0x4e, 0x5f, 0x52, 0x45, 0x51, 0x55,
+	0x49, 0x52, 0x45, 0x44, 0x10, 0x1a, 0x12, 0x1e, 0x0a, 0x1a, 0x45, 0x52, 0x52, 0x4f, 0x52, 0x5f,
+	0x52, 0x45, 0x41, 0x53, 0x4f, 0x4e, 0x5f, 0x54, 0x4f, 0x4b, 0x45, 0x4e, 0x5f, 0x49, 0x4e, 0x56,
+	0x41, 0x4c, 0x49, 0x44, 0x10, 0x1b, 0x12, 0x1e, 0x0a, 0x1a, 0x45, 0x52, 0x52, 0x4f, 0x52, 0x5f,
+	0x52, 0x45, 0x41, 0x53, 0x4f, 0x4e, 0x5f, 0x54, 0x4f, 0x4b, 0x45, 0x4e, 0x5f, 0x45, 0x58, 0x50,
+	0x49, 0x52, 0x45, 0x44, 0x10, 0x1c, 0x12, 0x22, 0x0a, 0x1e, 0x45, 0x52, 0x52, 0x4f, 0x52, 0x5f,
+	0x52, 0x45, 0x41, 0x53, 0x4f, 0x4e, 0x5f, 0x50, 0x45, 0x52, 0x4d, 0x49, 0x53, 0x53, 0x49, 0x4f,
+	0x4e, 0x5f, 0x44, 0x45, 0x4e, 0x49, 0x45, 0x44, 0x10, 0x1d, 0x12, 0x22, 0x0a, 0x1e, 0x45, 0x52,
+	0x52, 0x4f, 0x52, 0x5f, 0x52, 0x45, 0x41, 0x53, 0x4f, 0x4e, 0x5f, 0x54, 0x4f, 0x4f, 0x5f, 0x4d,
+	0x41, 0x4e, 0x59, 0x5f, 0x41, 0x54, 0x54, 0x45, 0x4d, 0x50, 0x54, 0x53, 0x10, 0x1e, 0x12, 0x2e,
+	0x0a, 0x2a, 0x45, 0x52, 0x52, 0x4f, 0x52, 0x5f, 0x52, 0x45, 0x41, 0x53, 0x4f, 0x4e, 0x5f, 0x52,
+	0x45, 0x47, 0x49, 0x53, 0x54, 0x52, 0x59, 0x5f, 0x43, 0x52, 0x45, 0x44, 0x45, 0x4e, 0x54, 0x49,
+	0x41, 0x4c, 0x5f, 0x4e, 0x4f, 0x54, 0x5f, 0x46, 0x4f, 0x55, 0x4e, 0x44, 0x10, 0x23, 0x12, 0x21,
+	0x0a, 0x1d, 0x45, 0x52, 0x52, 0x4f, 0x52, 0x5f, 0x52, 0x45, 0x41, 0x53, 0x4f, 0x4e, 0x5f, 0x53,
+	0x45, 0x43, 0x52, 0x45, 0x54, 0x5f, 0x4e, 0x4f, 0x54, 0x5f, 0x46, 0x4f, 0x55, 0x4e, 0x44, 0x10,
+	0x24, 0x12, 0x22, 0x0a, 0x1e, 0x45, 0x52, 0x52, 0x4f, 0x52, 0x5f, 0x52, 0x45, 0x41, 0x53, 0x4f,
+	0x4e, 0x5f, 0x4f, 0x55, 0x54, 0x50, 0x55, 0x54, 0x53, 0x5f, 0x4e, 0x4f, 0x54, 0x5f, 0x46, 0x4f,
+	0x55, 0x4e, 0x44, 0x10, 0x26, 0x2a, 0x84, 0x01, 0x0a, 0x0d, 0x44, 0x65, 0x6c, 0x69, 0x76, 0x65,
 	0x72, 0x79, 0x53, 0x74, 0x61, 0x74, 0x65, 0x12, 0x1e, 0x0a, 0x1a, 0x44, 0x45, 0x4c, 0x49, 0x56,
 	0x45, 0x52, 0x59, 0x5f, 0x53, 0x54, 0x41, 0x54, 0x45, 0x5f, 0x55, 0x4e, 0x53, 0x50, 0x45, 0x43,
 	0x49, 0x46, 0x49, 0x45, 0x44, 0x10, 0x00, 0x12, 0x1a, 0x0a, 0x16, 0x44, 0x45, 0x4c, 0x49, 0x56,
@@ -10749,7 +11131,7 @@ var file_fastlane_v1_fastlane_proto_rawDesc = string([]byte{
 	0x65, 0x61, 0x6d, 0x4a, 0x6f, 0x62, 0x4c, 0x6f, 0x67, 0x73, 0x52, 0x65, 0x71, 0x75, 0x65, 0x73,
 	0x74, 0x1a, 0x22, 0x2e, 0x66, 0x61, 0x73, 0x74, 0x6c, 0x61, 0x6e, 0x65, 0x2e, 0x76, 0x31, 0x2e,
 	0x53, 0x74, 0x72, 0x65, 0x61, 0x6d, 0x4a, 0x6f, 0x62, 0x4c, 0x6f, 0x67, 0x73, 0x52, 0x65, 0x73,
-	0x70, 0x6f, 0x6e, 0x73, 0x65, 0x22, 0x03, 0x90, 0x02, 0x01, 0x30, 0x01, 0x32, 0x95, 0x03, 0x0a,
+	0x70, 0x6f, 0x6e, 0x73, 0x65, 0x22, 0x03, 0x90, 0x02, 0x01, 0x30, 0x01, 0x32, 0xec, 0x03, 0x0a,
 	0x10, 0x45, 0x78, 0x65, 0x63, 0x75, 0x74, 0x69, 0x6f, 0x6e, 0x53, 0x65, 0x72, 0x76, 0x69, 0x63,
 	0x65, 0x12, 0x58, 0x0a, 0x0c, 0x47, 0x65, 0x74, 0x45, 0x78, 0x65, 0x63, 0x75, 0x74, 0x69, 0x6f,
 	0x6e, 0x12, 0x20, 0x2e, 0x66, 0x61, 0x73, 0x74, 0x6c, 0x61, 0x6e, 0x65, 0x2e, 0x76, 0x31, 0x2e,
@@ -10762,88 +11144,94 @@ var file_fastlane_v1_fastlane_proto_rawDesc = string([]byte{
 	0x45, 0x78, 0x65, 0x63, 0x75, 0x74, 0x69, 0x6f, 0x6e, 0x73, 0x52, 0x65, 0x71, 0x75, 0x65, 0x73,
 	0x74, 0x1a, 0x23, 0x2e, 0x66, 0x61, 0x73, 0x74, 0x6c, 0x61, 0x6e, 0x65, 0x2e, 0x76, 0x31, 0x2e,
 	0x4c, 0x69, 0x73, 0x74, 0x45, 0x78, 0x65, 0x63, 0x75, 0x74, 0x69, 0x6f, 0x6e, 0x73, 0x52, 0x65,
-	0x73, 0x70, 0x6f, 0x6e, 0x73, 0x65, 0x22, 0x03, 0x90, 0x02, 0x01, 0x12, 0x56, 0x0a, 0x0d, 0x53,
-	0x74, 0x6f, 0x70, 0x45, 0x78, 0x65, 0x63, 0x75, 0x74, 0x69, 0x6f, 0x6e, 0x12, 0x21, 0x2e, 0x66,
-	0x61, 0x73, 0x74, 0x6c, 0x61, 0x6e, 0x65, 0x2e, 0x76, 0x31, 0x2e, 0x53, 0x74, 0x6f, 0x70, 0x45,
-	0x78, 0x65, 0x63, 0x75, 0x74, 0x69, 0x6f, 0x6e, 0x52, 0x65, 0x71, 0x75, 0x65, 0x73, 0x74, 0x1a,
-	0x22, 0x2e, 0x66, 0x61, 0x73, 0x74, 0x6c, 0x61, 0x6e, 0x65, 0x2e, 0x76, 0x31, 0x2e, 0x53, 0x74,
-	0x6f, 0x70, 0x45, 0x78, 0x65, 0x63, 0x75, 0x74, 0x69, 0x6f, 0x6e, 0x52, 0x65, 0x73, 0x70, 0x6f,
-	0x6e, 0x73, 0x65, 0x12, 0x6f, 0x0a, 0x13, 0x53, 0x74, 0x72, 0x65, 0x61, 0x6d, 0x45, 0x78, 0x65,
-	0x63, 0x75, 0x74, 0x69, 0x6f, 0x6e, 0x4c, 0x6f, 0x67, 0x73, 0x12, 0x27, 0x2e, 0x66, 0x61, 0x73,
+	0x73, 0x70, 0x6f, 0x6e, 0x73, 0x65, 0x22, 0x03, 0x90, 0x02, 0x01, 0x12, 0x55, 0x0a, 0x0b, 0x52,
+	0x65, 0x61, 0x64, 0x4f, 0x75, 0x74, 0x70, 0x75, 0x74, 0x73, 0x12, 0x1f, 0x2e, 0x66, 0x61, 0x73,
+	0x74, 0x6c, 0x61, 0x6e, 0x65, 0x2e, 0x76, 0x31, 0x2e, 0x52, 0x65, 0x61, 0x64, 0x4f, 0x75, 0x74,
+	0x70, 0x75, 0x74, 0x73, 0x52, 0x65, 0x71, 0x75, 0x65, 0x73, 0x74, 0x1a, 0x20, 0x2e, 0x66, 0x61,
+	0x73, 0x74, 0x6c, 0x61, 0x6e, 0x65, 0x2e, 0x76, 0x31, 0x2e, 0x52, 0x65, 0x61, 0x64, 0x4f, 0x75,
+	0x74, 0x70, 0x75, 0x74, 0x73, 0x52, 0x65, 0x73, 0x70, 0x6f, 0x6e, 0x73, 0x65, 0x22, 0x03, 0x90,
+	0x02, 0x01, 0x12, 0x56, 0x0a, 0x0d, 0x53, 0x74, 0x6f, 0x70, 0x45, 0x78, 0x65, 0x63, 0x75, 0x74,
+	0x69, 0x6f, 0x6e, 0x12, 0x21, 0x2e, 0x66, 0x61, 0x73, 0x74, 0x6c, 0x61, 0x6e, 0x65, 0x2e, 0x76,
+	0x31, 0x2e, 0x53, 0x74, 0x6f, 0x70, 0x45, 0x78, 0x65, 0x63, 0x75, 0x74, 0x69, 0x6f, 0x6e, 0x52,
+	0x65, 0x71, 0x75, 0x65, 0x73, 0x74, 0x1a, 0x22, 0x2e, 0x66, 0x61, 0x73, 0x74, 0x6c, 0x61, 0x6e,
+	0x65, 0x2e, 0x76, 0x31, 0x2e, 0x53, 0x74, 0x6f, 0x70, 0x45, 0x78, 0x65, 0x63, 0x75, 0x74, 0x69,
+	0x6f, 0x6e, 0x52, 0x65, 0x73, 0x70, 0x6f, 0x6e, 0x73, 0x65, 0x12, 0x6f, 0x0a, 0x13, 0x53, 0x74,
+	0x72, 0x65, 0x61, 0x6d, 0x45, 0x78, 0x65, 0x63, 0x75, 0x74, 0x69, 0x6f, 0x6e, 0x4c, 0x6f, 0x67,
+	0x73, 0x12, 0x27, 0x2e, 0x66, 0x61, 0x73, 0x74, 0x6c, 0x61, 0x6e, 0x65, 0x2e, 0x76, 0x31, 0x2e,
+	0x53, 0x74, 0x72, 0x65, 0x61, 0x6d, 0x45, 0x78, 0x65, 0x63, 0x75, 0x74, 0x69, 0x6f, 0x6e, 0x4c,
+	0x6f, 0x67, 0x73, 0x52, 0x65, 0x71, 0x75, 0x65, 0x73, 0x74, 0x1a, 0x28, 0x2e, 0x66, 0x61, 0x73,
 	0x74, 0x6c, 0x61, 0x6e, 0x65, 0x2e, 0x76, 0x31, 0x2e, 0x53, 0x74, 0x72, 0x65, 0x61, 0x6d, 0x45,
-	0x78, 0x65, 0x63, 0x75, 0x74, 0x69, 0x6f, 0x6e, 0x4c, 0x6f, 0x67, 0x73, 0x52, 0x65, 0x71, 0x75,
-	0x65, 0x73, 0x74, 0x1a, 0x28, 0x2e, 0x66, 0x61, 0x73, 0x74, 0x6c, 0x61, 0x6e, 0x65, 0x2e, 0x76,
-	0x31, 0x2e, 0x53, 0x74, 0x72, 0x65, 0x61, 0x6d, 0x45, 0x78, 0x65, 0x63, 0x75, 0x74, 0x69, 0x6f,
-	0x6e, 0x4c, 0x6f, 0x67, 0x73, 0x52, 0x65, 0x73, 0x70, 0x6f, 0x6e, 0x73, 0x65, 0x22, 0x03, 0x90,
-	0x02, 0x01, 0x30, 0x01, 0x32, 0xf8, 0x01, 0x0a, 0x0b, 0x54, 0x61, 0x73, 0x6b, 0x53, 0x65, 0x72,
-	0x76, 0x69, 0x63, 0x65, 0x12, 0x49, 0x0a, 0x07, 0x47, 0x65, 0x74, 0x54, 0x61, 0x73, 0x6b, 0x12,
-	0x1b, 0x2e, 0x66, 0x61, 0x73, 0x74, 0x6c, 0x61, 0x6e, 0x65, 0x2e, 0x76, 0x31, 0x2e, 0x47, 0x65,
-	0x74, 0x54, 0x61, 0x73, 0x6b, 0x52, 0x65, 0x71, 0x75, 0x65, 0x73, 0x74, 0x1a, 0x1c, 0x2e, 0x66,
-	0x61, 0x73, 0x74, 0x6c, 0x61, 0x6e, 0x65, 0x2e, 0x76, 0x31, 0x2e, 0x47, 0x65, 0x74, 0x54, 0x61,
-	0x73, 0x6b, 0x52, 0x65, 0x73, 0x70, 0x6f, 0x6e, 0x73, 0x65, 0x22, 0x03, 0x90, 0x02, 0x01, 0x12,
-	0x4f, 0x0a, 0x09, 0x4c, 0x69, 0x73, 0x74, 0x54, 0x61, 0x73, 0x6b, 0x73, 0x12, 0x1d, 0x2e, 0x66,
-	0x61, 0x73, 0x74, 0x6c, 0x61, 0x6e, 0x65, 0x2e, 0x76, 0x31, 0x2e, 0x4c, 0x69, 0x73, 0x74, 0x54,
-	0x61, 0x73, 0x6b, 0x73, 0x52, 0x65, 0x71, 0x75, 0x65, 0x73, 0x74, 0x1a, 0x1e, 0x2e, 0x66, 0x61,
-	0x73, 0x74, 0x6c, 0x61, 0x6e, 0x65, 0x2e, 0x76, 0x31, 0x2e, 0x4c, 0x69, 0x73, 0x74, 0x54, 0x61,
-	0x73, 0x6b, 0x73, 0x52, 0x65, 0x73, 0x70, 0x6f, 0x6e, 0x73, 0x65, 0x22, 0x03, 0x90, 0x02, 0x01,
-	0x12, 0x4d, 0x0a, 0x0a, 0x55, 0x70, 0x64, 0x61, 0x74, 0x65, 0x54, 0x61, 0x73, 0x6b, 0x12, 0x1e,
-	0x2e, 0x66, 0x61, 0x73, 0x74, 0x6c, 0x61, 0x6e, 0x65, 0x2e, 0x76, 0x31, 0x2e, 0x55, 0x70, 0x64,
-	0x61, 0x74, 0x65, 0x54, 0x61, 0x73, 0x6b, 0x52, 0x65, 0x71, 0x75, 0x65, 0x73, 0x74, 0x1a, 0x1f,
-	0x2e, 0x66, 0x61, 0x73, 0x74, 0x6c, 0x61, 0x6e, 0x65, 0x2e, 0x76, 0x31, 0x2e, 0x55, 0x70, 0x64,
-	0x61, 0x74, 0x65, 0x54, 0x61, 0x73, 0x6b, 0x52, 0x65, 0x73, 0x70, 0x6f, 0x6e, 0x73, 0x65, 0x32,
-	0xf9, 0x01, 0x0a, 0x0b, 0x48, 0x6f, 0x73, 0x74, 0x53, 0x65, 0x72, 0x76, 0x69, 0x63, 0x65, 0x12,
-	0x4f, 0x0a, 0x09, 0x4c, 0x69, 0x73, 0x74, 0x48, 0x6f, 0x73, 0x74, 0x73, 0x12, 0x1d, 0x2e, 0x66,
-	0x61, 0x73, 0x74, 0x6c, 0x61, 0x6e, 0x65, 0x2e, 0x76, 0x31, 0x2e, 0x4c, 0x69, 0x73, 0x74, 0x48,
-	0x6f, 0x73, 0x74, 0x73, 0x52, 0x65, 0x71, 0x75, 0x65, 0x73, 0x74, 0x1a, 0x1e, 0x2e, 0x66, 0x61,
-	0x73, 0x74, 0x6c, 0x61, 0x6e, 0x65, 0x2e, 0x76, 0x31, 0x2e, 0x4c, 0x69, 0x73, 0x74, 0x48, 0x6f,
-	0x73, 0x74, 0x73, 0x52, 0x65, 0x73, 0x70, 0x6f, 0x6e, 0x73, 0x65, 0x22, 0x03, 0x90, 0x02, 0x01,
-	0x12, 0x4a, 0x0a, 0x09, 0x44, 0x72, 0x61, 0x69, 0x6e, 0x48, 0x6f, 0x73, 0x74, 0x12, 0x1d, 0x2e,
-	0x66, 0x61, 0x73, 0x74, 0x6c, 0x61, 0x6e, 0x65, 0x2e, 0x76, 0x31, 0x2e, 0x44, 0x72, 0x61, 0x69,
-	0x6e, 0x48, 0x6f, 0x73, 0x74, 0x52, 0x65, 0x71, 0x75, 0x65, 0x73, 0x74, 0x1a, 0x1e, 0x2e, 0x66,
-	0x61, 0x73, 0x74, 0x6c, 0x61, 0x6e, 0x65, 0x2e, 0x76, 0x31, 0x2e, 0x44, 0x72, 0x61, 0x69, 0x6e,
-	0x48, 0x6f, 0x73, 0x74, 0x52, 0x65, 0x73, 0x70, 0x6f, 0x6e, 0x73, 0x65, 0x12, 0x4d, 0x0a, 0x0a,
-	0x52, 0x65, 0x73, 0x75, 0x6d, 0x65, 0x48, 0x6f, 0x73, 0x74, 0x12, 0x1e, 0x2e, 0x66, 0x61, 0x73,
-	0x74, 0x6c, 0x61, 0x6e, 0x65, 0x2e, 0x76, 0x31, 0x2e, 0x52, 0x65, 0x73, 0x75, 0x6d, 0x65, 0x48,
-	0x6f, 0x73, 0x74, 0x52, 0x65, 0x71, 0x75, 0x65, 0x73, 0x74, 0x1a, 0x1f, 0x2e, 0x66, 0x61, 0x73,
-	0x74, 0x6c, 0x61, 0x6e, 0x65, 0x2e, 0x76, 0x31, 0x2e, 0x52, 0x65, 0x73, 0x75, 0x6d, 0x65, 0x48,
-	0x6f, 0x73, 0x74, 0x52, 0x65, 0x73, 0x70, 0x6f, 0x6e, 0x73, 0x65, 0x32, 0xe5, 0x01, 0x0a, 0x13,
-	0x4e, 0x6f, 0x74, 0x69, 0x66, 0x69, 0x63, 0x61, 0x74, 0x69, 0x6f, 0x6e, 0x53, 0x65, 0x72, 0x76,
-	0x69, 0x63, 0x65, 0x12, 0x5e, 0x0a, 0x0e, 0x4c, 0x69, 0x73, 0x74, 0x44, 0x65, 0x6c, 0x69, 0x76,
-	0x65, 0x72, 0x69, 0x65, 0x73, 0x12, 0x22, 0x2e, 0x66, 0x61, 0x73, 0x74, 0x6c, 0x61, 0x6e, 0x65,
-	0x2e, 0x76, 0x31, 0x2e, 0x4c, 0x69, 0x73, 0x74, 0x44, 0x65, 0x6c, 0x69, 0x76, 0x65, 0x72, 0x69,
-	0x65, 0x73, 0x52, 0x65, 0x71, 0x75, 0x65, 0x73, 0x74, 0x1a, 0x23, 0x2e, 0x66, 0x61, 0x73, 0x74,
-	0x6c, 0x61, 0x6e, 0x65, 0x2e, 0x76, 0x31, 0x2e, 0x4c, 0x69, 0x73, 0x74, 0x44, 0x65, 0x6c, 0x69,
-	0x76, 0x65, 0x72, 0x69, 0x65, 0x73, 0x52, 0x65, 0x73, 0x70, 0x6f, 0x6e, 0x73, 0x65, 0x22, 0x03,
-	0x90, 0x02, 0x01, 0x12, 0x6e, 0x0a, 0x15, 0x52, 0x65, 0x64, 0x65, 0x6c, 0x69, 0x76, 0x65, 0x72,
-	0x4e, 0x6f, 0x74, 0x69, 0x66, 0x69, 0x63, 0x61, 0x74, 0x69, 0x6f, 0x6e, 0x12, 0x29, 0x2e, 0x66,
-	0x61, 0x73, 0x74, 0x6c, 0x61, 0x6e, 0x65, 0x2e, 0x76, 0x31, 0x2e, 0x52, 0x65, 0x64, 0x65, 0x6c,
-	0x69, 0x76, 0x65, 0x72, 0x4e, 0x6f, 0x74, 0x69, 0x66, 0x69, 0x63, 0x61, 0x74, 0x69, 0x6f, 0x6e,
-	0x52, 0x65, 0x71, 0x75, 0x65, 0x73, 0x74, 0x1a, 0x2a, 0x2e, 0x66, 0x61, 0x73, 0x74, 0x6c, 0x61,
-	0x6e, 0x65, 0x2e, 0x76, 0x31, 0x2e, 0x52, 0x65, 0x64, 0x65, 0x6c, 0x69, 0x76, 0x65, 0x72, 0x4e,
-	0x6f, 0x74, 0x69, 0x66, 0x69, 0x63, 0x61, 0x74, 0x69, 0x6f, 0x6e, 0x52, 0x65, 0x73, 0x70, 0x6f,
-	0x6e, 0x73, 0x65, 0x32, 0x92, 0x02, 0x0a, 0x0d, 0x53, 0x65, 0x72, 0x76, 0x65, 0x72, 0x53, 0x65,
-	0x72, 0x76, 0x69, 0x63, 0x65, 0x12, 0x5b, 0x0a, 0x0d, 0x47, 0x65, 0x74, 0x53, 0x65, 0x72, 0x76,
-	0x65, 0x72, 0x49, 0x6e, 0x66, 0x6f, 0x12, 0x21, 0x2e, 0x66, 0x61, 0x73, 0x74, 0x6c, 0x61, 0x6e,
-	0x65, 0x2e, 0x76, 0x31, 0x2e, 0x47, 0x65, 0x74, 0x53, 0x65, 0x72, 0x76, 0x65, 0x72, 0x49, 0x6e,
-	0x66, 0x6f, 0x52, 0x65, 0x71, 0x75, 0x65, 0x73, 0x74, 0x1a, 0x22, 0x2e, 0x66, 0x61, 0x73, 0x74,
-	0x6c, 0x61, 0x6e, 0x65, 0x2e, 0x76, 0x31, 0x2e, 0x47, 0x65, 0x74, 0x53, 0x65, 0x72, 0x76, 0x65,
-	0x72, 0x49, 0x6e, 0x66, 0x6f, 0x52, 0x65, 0x73, 0x70, 0x6f, 0x6e, 0x73, 0x65, 0x22, 0x03, 0x90,
-	0x02, 0x01, 0x12, 0x3e, 0x0a, 0x05, 0x50, 0x72, 0x75, 0x6e, 0x65, 0x12, 0x19, 0x2e, 0x66, 0x61,
-	0x73, 0x74, 0x6c, 0x61, 0x6e, 0x65, 0x2e, 0x76, 0x31, 0x2e, 0x50, 0x72, 0x75, 0x6e, 0x65, 0x52,
-	0x65, 0x71, 0x75, 0x65, 0x73, 0x74, 0x1a, 0x1a, 0x2e, 0x66, 0x61, 0x73, 0x74, 0x6c, 0x61, 0x6e,
-	0x65, 0x2e, 0x76, 0x31, 0x2e, 0x50, 0x72, 0x75, 0x6e, 0x65, 0x52, 0x65, 0x73, 0x70, 0x6f, 0x6e,
-	0x73, 0x65, 0x12, 0x64, 0x0a, 0x10, 0x4c, 0x69, 0x73, 0x74, 0x41, 0x75, 0x64, 0x69, 0x74, 0x45,
-	0x6e, 0x74, 0x72, 0x69, 0x65, 0x73, 0x12, 0x24, 0x2e, 0x66, 0x61, 0x73, 0x74, 0x6c, 0x61, 0x6e,
-	0x65, 0x2e, 0x76, 0x31, 0x2e, 0x4c, 0x69, 0x73, 0x74, 0x41, 0x75, 0x64, 0x69, 0x74, 0x45, 0x6e,
-	0x74, 0x72, 0x69, 0x65, 0x73, 0x52, 0x65, 0x71, 0x75, 0x65, 0x73, 0x74, 0x1a, 0x25, 0x2e, 0x66,
-	0x61, 0x73, 0x74, 0x6c, 0x61, 0x6e, 0x65, 0x2e, 0x76, 0x31, 0x2e, 0x4c, 0x69, 0x73, 0x74, 0x41,
-	0x75, 0x64, 0x69, 0x74, 0x45, 0x6e, 0x74, 0x72, 0x69, 0x65, 0x73, 0x52, 0x65, 0x73, 0x70, 0x6f,
-	0x6e, 0x73, 0x65, 0x22, 0x03, 0x90, 0x02, 0x01, 0x42, 0x49, 0x0a, 0x0e, 0x69, 0x6f, 0x2e, 0x66,
-	0x61, 0x73, 0x74, 0x6c, 0x61, 0x6e, 0x65, 0x2e, 0x76, 0x31, 0x50, 0x01, 0x5a, 0x27, 0x66, 0x61,
-	0x73, 0x74, 0x6c, 0x61, 0x6e, 0x65, 0x2e, 0x65, 0x78, 0x61, 0x6d, 0x70, 0x6c, 0x65, 0x2f, 0x66,
-	0x61, 0x73, 0x74, 0x6c, 0x61, 0x6e, 0x65, 0x2f, 0x76, 0x31, 0x3b, 0x66, 0x61, 0x73, 0x74, 0x6c,
-	0x61, 0x6e, 0x65, 0x76, 0x31, 0xaa, 0x02, 0x0b, 0x46, 0x61, 0x73, 0x74, 0x6c, 0x61, 0x6e, 0x65,
-	0x2e, 0x56, 0x31, 0x62, 0x06, 0x70, 0x72, 0x6f, 0x74, 0x6f, 0x33,
+	0x78, 0x65, 0x63, 0x75, 0x74, 0x69, 0x6f, 0x6e, 0x4c, 0x6f, 0x67, 0x73, 0x52, 0x65, 0x73, 0x70,
+	0x6f, 0x6e, 0x73, 0x65, 0x22, 0x03, 0x90, 0x02, 0x01, 0x30, 0x01, 0x32, 0xf8, 0x01, 0x0a, 0x0b,
+	0x54, 0x61, 0x73, 0x6b, 0x53, 0x65, 0x72, 0x76, 0x69, 0x63, 0x65, 0x12, 0x49, 0x0a, 0x07, 0x47,
+	0x65, 0x74, 0x54, 0x61, 0x73, 0x6b, 0x12, 0x1b, 0x2e, 0x66, 0x61, 0x73, 0x74, 0x6c, 0x61, 0x6e,
+	0x65, 0x2e, 0x76, 0x31, 0x2e, 0x47, 0x65, 0x74, 0x54, 0x61, 0x73, 0x6b, 0x52, 0x65, 0x71, 0x75,
+	0x65, 0x73, 0x74, 0x1a, 0x1c, 0x2e, 0x66, 0x61, 0x73, 0x74, 0x6c, 0x61, 0x6e, 0x65, 0x2e, 0x76,
+	0x31, 0x2e, 0x47, 0x65, 0x74, 0x54, 0x61, 0x73, 0x6b, 0x52, 0x65, 0x73, 0x70, 0x6f, 0x6e, 0x73,
+	0x65, 0x22, 0x03, 0x90, 0x02, 0x01, 0x12, 0x4f, 0x0a, 0x09, 0x4c, 0x69, 0x73, 0x74, 0x54, 0x61,
+	0x73, 0x6b, 0x73, 0x12, 0x1d, 0x2e, 0x66, 0x61, 0x73, 0x74, 0x6c, 0x61, 0x6e, 0x65, 0x2e, 0x76,
+	0x31, 0x2e, 0x4c, 0x69, 0x73, 0x74, 0x54, 0x61, 0x73, 0x6b, 0x73, 0x52, 0x65, 0x71, 0x75, 0x65,
+	0x73, 0x74, 0x1a, 0x1e, 0x2e, 0x66, 0x61, 0x73, 0x74, 0x6c, 0x61, 0x6e, 0x65, 0x2e, 0x76, 0x31,
+	0x2e, 0x4c, 0x69, 0x73, 0x74, 0x54, 0x61, 0x73, 0x6b, 0x73, 0x52, 0x65, 0x73, 0x70, 0x6f, 0x6e,
+	0x73, 0x65, 0x22, 0x03, 0x90, 0x02, 0x01, 0x12, 0x4d, 0x0a, 0x0a, 0x55, 0x70, 0x64, 0x61, 0x74,
+	0x65, 0x54, 0x61, 0x73, 0x6b, 0x12, 0x1e, 0x2e, 0x66, 0x61, 0x73, 0x74, 0x6c, 0x61, 0x6e, 0x65,
+	0x2e, 0x76, 0x31, 0x2e, 0x55, 0x70, 0x64, 0x61, 0x74, 0x65, 0x54, 0x61, 0x73, 0x6b, 0x52, 0x65,
+	0x71, 0x75, 0x65, 0x73, 0x74, 0x1a, 0x1f, 0x2e, 0x66, 0x61, 0x73, 0x74, 0x6c, 0x61, 0x6e, 0x65,
+	0x2e, 0x76, 0x31, 0x2e, 0x55, 0x70, 0x64, 0x61, 0x74, 0x65, 0x54, 0x61, 0x73, 0x6b, 0x52, 0x65,
+	0x73, 0x70, 0x6f, 0x6e, 0x73, 0x65, 0x32, 0xf9, 0x01, 0x0a, 0x0b, 0x48, 0x6f, 0x73, 0x74, 0x53,
+	0x65, 0x72, 0x76, 0x69, 0x63, 0x65, 0x12, 0x4f, 0x0a, 0x09, 0x4c, 0x69, 0x73, 0x74, 0x48, 0x6f,
+	0x73, 0x74, 0x73, 0x12, 0x1d, 0x2e, 0x66, 0x61, 0x73, 0x74, 0x6c, 0x61, 0x6e, 0x65, 0x2e, 0x76,
+	0x31, 0x2e, 0x4c, 0x69, 0x73, 0x74, 0x48, 0x6f, 0x73, 0x74, 0x73, 0x52, 0x65, 0x71, 0x75, 0x65,
+	0x73, 0x74, 0x1a, 0x1e, 0x2e, 0x66, 0x61, 0x73, 0x74, 0x6c, 0x61, 0x6e, 0x65, 0x2e, 0x76, 0x31,
+	0x2e, 0x4c, 0x69, 0x73, 0x74, 0x48, 0x6f, 0x73, 0x74, 0x73, 0x52, 0x65, 0x73, 0x70, 0x6f, 0x6e,
+	0x73, 0x65, 0x22, 0x03, 0x90, 0x02, 0x01, 0x12, 0x4a, 0x0a, 0x09, 0x44, 0x72, 0x61, 0x69, 0x6e,
+	0x48, 0x6f, 0x73, 0x74, 0x12, 0x1d, 0x2e, 0x66, 0x61, 0x73, 0x74, 0x6c, 0x61, 0x6e, 0x65, 0x2e,
+	0x76, 0x31, 0x2e, 0x44, 0x72, 0x61, 0x69, 0x6e, 0x48, 0x6f, 0x73, 0x74, 0x52, 0x65, 0x71, 0x75,
+	0x65, 0x73, 0x74, 0x1a, 0x1e, 0x2e, 0x66, 0x61, 0x73, 0x74, 0x6c, 0x61, 0x6e, 0x65, 0x2e, 0x76,
+	0x31, 0x2e, 0x44, 0x72, 0x61, 0x69, 0x6e, 0x48, 0x6f, 0x73, 0x74, 0x52, 0x65, 0x73, 0x70, 0x6f,
+	0x6e, 0x73, 0x65, 0x12, 0x4d, 0x0a, 0x0a, 0x52, 0x65, 0x73, 0x75, 0x6d, 0x65, 0x48, 0x6f, 0x73,
+	0x74, 0x12, 0x1e, 0x2e, 0x66, 0x61, 0x73, 0x74, 0x6c, 0x61, 0x6e, 0x65, 0x2e, 0x76, 0x31, 0x2e,
+	0x52, 0x65, 0x73, 0x75, 0x6d, 0x65, 0x48, 0x6f, 0x73, 0x74, 0x52, 0x65, 0x71, 0x75, 0x65, 0x73,
+	0x74, 0x1a, 0x1f, 0x2e, 0x66, 0x61, 0x73, 0x74, 0x6c, 0x61, 0x6e, 0x65, 0x2e, 0x76, 0x31, 0x2e,
+	0x52, 0x65, 0x73, 0x75, 0x6d, 0x65, 0x48, 0x6f, 0x73, 0x74, 0x52, 0x65, 0x73, 0x70, 0x6f, 0x6e,
+	0x73, 0x65, 0x32, 0xe5, 0x01, 0x0a, 0x13, 0x4e, 0x6f, 0x74, 0x69, 0x66, 0x69, 0x63, 0x61, 0x74,
+	0x69, 0x6f, 0x6e, 0x53, 0x65, 0x72, 0x76, 0x69, 0x63, 0x65, 0x12, 0x5e, 0x0a, 0x0e, 0x4c, 0x69,
+	0x73, 0x74, 0x44, 0x65, 0x6c, 0x69, 0x76, 0x65, 0x72, 0x69, 0x65, 0x73, 0x12, 0x22, 0x2e, 0x66,
+	0x61, 0x73, 0x74, 0x6c, 0x61, 0x6e, 0x65, 0x2e, 0x76, 0x31, 0x2e, 0x4c, 0x69, 0x73, 0x74, 0x44,
+	0x65, 0x6c, 0x69, 0x76, 0x65, 0x72, 0x69, 0x65, 0x73, 0x52, 0x65, 0x71, 0x75, 0x65, 0x73, 0x74,
+	0x1a, 0x23, 0x2e, 0x66, 0x61, 0x73, 0x74, 0x6c, 0x61, 0x6e, 0x65, 0x2e, 0x76, 0x31, 0x2e, 0x4c,
+	0x69, 0x73, 0x74, 0x44, 0x65, 0x6c, 0x69, 0x76, 0x65, 0x72, 0x69, 0x65, 0x73, 0x52, 0x65, 0x73,
+	0x70, 0x6f, 0x6e, 0x73, 0x65, 0x22, 0x03, 0x90, 0x02, 0x01, 0x12, 0x6e, 0x0a, 0x15, 0x52, 0x65,
+	0x64, 0x65, 0x6c, 0x69, 0x76, 0x65, 0x72, 0x4e, 0x6f, 0x74, 0x69, 0x66, 0x69, 0x63, 0x61, 0x74,
+	0x69, 0x6f, 0x6e, 0x12, 0x29, 0x2e, 0x66, 0x61, 0x73, 0x74, 0x6c, 0x61, 0x6e, 0x65, 0x2e, 0x76,
+	0x31, 0x2e, 0x52, 0x65, 0x64, 0x65, 0x6c, 0x69, 0x76, 0x65, 0x72, 0x4e, 0x6f, 0x74, 0x69, 0x66,
+	0x69, 0x63, 0x61, 0x74, 0x69, 0x6f, 0x6e, 0x52, 0x65, 0x71, 0x75, 0x65, 0x73, 0x74, 0x1a, 0x2a,
+	0x2e, 0x66, 0x61, 0x73, 0x74, 0x6c, 0x61, 0x6e, 0x65, 0x2e, 0x76, 0x31, 0x2e, 0x52, 0x65, 0x64,
+	0x65, 0x6c, 0x69, 0x76, 0x65, 0x72, 0x4e, 0x6f, 0x74, 0x69, 0x66, 0x69, 0x63, 0x61, 0x74, 0x69,
+	0x6f, 0x6e, 0x52, 0x65, 0x73, 0x70, 0x6f, 0x6e, 0x73, 0x65, 0x32, 0x92, 0x02, 0x0a, 0x0d, 0x53,
+	0x65, 0x72, 0x76, 0x65, 0x72, 0x53, 0x65, 0x72, 0x76, 0x69, 0x63, 0x65, 0x12, 0x5b, 0x0a, 0x0d,
+	0x47, 0x65, 0x74, 0x53, 0x65, 0x72, 0x76, 0x65, 0x72, 0x49, 0x6e, 0x66, 0x6f, 0x12, 0x21, 0x2e,
+	0x66, 0x61, 0x73, 0x74, 0x6c, 0x61, 0x6e, 0x65, 0x2e, 0x76, 0x31, 0x2e, 0x47, 0x65, 0x74, 0x53,
+	0x65, 0x72, 0x76, 0x65, 0x72, 0x49, 0x6e, 0x66, 0x6f, 0x52, 0x65, 0x71, 0x75, 0x65, 0x73, 0x74,
+	0x1a, 0x22, 0x2e, 0x66, 0x61, 0x73, 0x74, 0x6c, 0x61, 0x6e, 0x65, 0x2e, 0x76, 0x31, 0x2e, 0x47,
+	0x65, 0x74, 0x53, 0x65, 0x72, 0x76, 0x65, 0x72, 0x49, 0x6e, 0x66, 0x6f, 0x52, 0x65, 0x73, 0x70,
+	0x6f, 0x6e, 0x73, 0x65, 0x22, 0x03, 0x90, 0x02, 0x01, 0x12, 0x3e, 0x0a, 0x05, 0x50, 0x72, 0x75,
+	0x6e, 0x65, 0x12, 0x19, 0x2e, 0x66, 0x61, 0x73, 0x74, 0x6c, 0x61, 0x6e, 0x65, 0x2e, 0x76, 0x31,
+	0x2e, 0x50, 0x72, 0x75, 0x6e, 0x65, 0x52, 0x65, 0x71, 0x75, 0x65, 0x73, 0x74, 0x1a, 0x1a, 0x2e,
+	0x66, 0x61, 0x73, 0x74, 0x6c, 0x61, 0x6e, 0x65, 0x2e, 0x76, 0x31, 0x2e, 0x50, 0x72, 0x75, 0x6e,
+	0x65, 0x52, 0x65, 0x73, 0x70, 0x6f, 0x6e, 0x73, 0x65, 0x12, 0x64, 0x0a, 0x10, 0x4c, 0x69, 0x73,
+	0x74, 0x41, 0x75, 0x64, 0x69, 0x74, 0x45, 0x6e, 0x74, 0x72, 0x69, 0x65, 0x73, 0x12, 0x24, 0x2e,
+	0x66, 0x61, 0x73, 0x74, 0x6c, 0x61, 0x6e, 0x65, 0x2e, 0x76, 0x31, 0x2e, 0x4c, 0x69, 0x73, 0x74,
+	0x41, 0x75, 0x64, 0x69, 0x74, 0x45, 0x6e, 0x74, 0x72, 0x69, 0x65, 0x73, 0x52, 0x65, 0x71, 0x75,
+	0x65, 0x73, 0x74, 0x1a, 0x25, 0x2e, 0x66, 0x61, 0x73, 0x74, 0x6c, 0x61, 0x6e, 0x65, 0x2e, 0x76,
+	0x31, 0x2e, 0x4c, 0x69, 0x73, 0x74, 0x41, 0x75, 0x64, 0x69, 0x74, 0x45, 0x6e, 0x74, 0x72, 0x69,
+	0x65, 0x73, 0x52, 0x65, 0x73, 0x70, 0x6f, 0x6e, 0x73, 0x65, 0x22, 0x03, 0x90, 0x02, 0x01, 0x42,
+	0x49, 0x0a, 0x0e, 0x69, 0x6f, 0x2e, 0x66, 0x61, 0x73, 0x74, 0x6c, 0x61, 0x6e, 0x65, 0x2e, 0x76,
+	0x31, 0x50, 0x01, 0x5a, 0x27, 0x66, 0x61, 0x73, 0x74, 0x6c, 0x61, 0x6e, 0x65, 0x2e, 0x65, 0x78,
+	0x61, 0x6d, 0x70, 0x6c, 0x65, 0x2f, 0x66, 0x61, 0x73, 0x74, 0x6c, 0x61, 0x6e, 0x65, 0x2f, 0x76,
+	0x31, 0x3b, 0x66, 0x61, 0x73, 0x74, 0x6c, 0x61, 0x6e, 0x65, 0x76, 0x31, 0xaa, 0x02, 0x0b, 0x46,
+	0x61, 0x73, 0x74, 0x6c, 0x61, 0x6e, 0x65, 0x2e, 0x56, 0x31, 0x62, 0x06, 0x70, 0x72, 0x6f, 0x74,
+	0x6f, 0x33,
 })
 
 var (
@@ -10858,8 +11246,8 @@ func file_fastlane_v1_fastlane_proto_rawDescGZIP() []byte {
 	return file_fastlane_v1_fastlane_proto_rawDescData
 }
 
-var file_fastlane_v1_fastlane_proto_enumTypes = make([]protoimpl.EnumInfo, 16)
-var file_fastlane_v1_fastlane_proto_msgTypes = make([]protoimpl.MessageInfo, 109)
+var file_fastlane_v1_fastlane_proto_enumTypes = make([]protoimpl.EnumInfo, 17)
+var file_fastlane_v1_fastlane_proto_msgTypes = make([]protoimpl.MessageInfo, 113)
 var file_fastlane_v1_fastlane_proto_goTypes = []any{
 	(State)(0),                              // 0: fastlane.v1.State
 	(Reason)(0),                             // 1: fastlane.v1.Reason
@@ -10868,380 +11256,390 @@ var file_fastlane_v1_fastlane_proto_goTypes = []any{
 	(ErrorReason)(0),                        // 4: fastlane.v1.ErrorReason
 	(DeliveryState)(0),                      // 5: fastlane.v1.DeliveryState
 	(JobSpec_PullPolicy)(0),                 // 6: fastlane.v1.JobSpec.PullPolicy
-	(Cron_Overlap)(0),                       // 7: fastlane.v1.Cron.Overlap
-	(Cron_CatchUp)(0),                       // 8: fastlane.v1.Cron.CatchUp
-	(Retry_Jitter)(0),                       // 9: fastlane.v1.Retry.Jitter
-	(Retry_RetryCause)(0),                   // 10: fastlane.v1.Retry.RetryCause
-	(Unique_Conflict)(0),                    // 11: fastlane.v1.Unique.Conflict
-	(Notification_Event)(0),                 // 12: fastlane.v1.Notification.Event
-	(EngineHost_Availability)(0),            // 13: fastlane.v1.EngineHost.Availability
-	(EngineHost_Capture)(0),                 // 14: fastlane.v1.EngineHost.Capture
-	(LogGap_Cause)(0),                       // 15: fastlane.v1.LogGap.Cause
-	(*JobSpec)(nil),                         // 16: fastlane.v1.JobSpec
-	(*Limits)(nil),                          // 17: fastlane.v1.Limits
-	(*Tmpfs)(nil),                           // 18: fastlane.v1.Tmpfs
-	(*Volume)(nil),                          // 19: fastlane.v1.Volume
-	(*Input)(nil),                           // 20: fastlane.v1.Input
-	(*Ulimit)(nil),                          // 21: fastlane.v1.Ulimit
-	(*Dns)(nil),                             // 22: fastlane.v1.Dns
-	(*Cron)(nil),                            // 23: fastlane.v1.Cron
-	(*Retry)(nil),                           // 24: fastlane.v1.Retry
-	(*Unique)(nil),                          // 25: fastlane.v1.Unique
-	(*Notification)(nil),                    // 26: fastlane.v1.Notification
-	(*Delivery)(nil),                        // 27: fastlane.v1.Delivery
-	(*TaskSummary)(nil),                     // 28: fastlane.v1.TaskSummary
-	(*Job)(nil),                             // 29: fastlane.v1.Job
-	(*ScheduleStatus)(nil),                  // 30: fastlane.v1.ScheduleStatus
-	(*ArrayPosition)(nil),                   // 31: fastlane.v1.ArrayPosition
-	(*Execution)(nil),                       // 32: fastlane.v1.Execution
-	(*Usage)(nil),                           // 33: fastlane.v1.Usage
-	(*Waiting)(nil),                         // 34: fastlane.v1.Waiting
-	(*Outcome)(nil),                         // 35: fastlane.v1.Outcome
-	(*LogTotals)(nil),                       // 36: fastlane.v1.LogTotals
-	(*EngineHost)(nil),                      // 37: fastlane.v1.EngineHost
-	(*StreamExecutionLogsRequest)(nil),      // 38: fastlane.v1.StreamExecutionLogsRequest
-	(*StreamExecutionLogsResponse)(nil),     // 39: fastlane.v1.StreamExecutionLogsResponse
-	(*LogChunk)(nil),                        // 40: fastlane.v1.LogChunk
-	(*LogGap)(nil),                          // 41: fastlane.v1.LogGap
-	(*LogHeartbeat)(nil),                    // 42: fastlane.v1.LogHeartbeat
-	(*LogState)(nil),                        // 43: fastlane.v1.LogState
-	(*LogEnd)(nil),                          // 44: fastlane.v1.LogEnd
-	(*StreamJobLogsRequest)(nil),            // 45: fastlane.v1.StreamJobLogsRequest
-	(*StreamJobLogsResponse)(nil),           // 46: fastlane.v1.StreamJobLogsResponse
-	(*JobLogExecution)(nil),                 // 47: fastlane.v1.JobLogExecution
-	(*JobLogEnd)(nil),                       // 48: fastlane.v1.JobLogEnd
-	(*EnqueueJobRequest)(nil),               // 49: fastlane.v1.EnqueueJobRequest
-	(*EnqueueJobResponse)(nil),              // 50: fastlane.v1.EnqueueJobResponse
-	(*GetJobRequest)(nil),                   // 51: fastlane.v1.GetJobRequest
-	(*GetJobResponse)(nil),                  // 52: fastlane.v1.GetJobResponse
-	(*ListJobsRequest)(nil),                 // 53: fastlane.v1.ListJobsRequest
-	(*ListJobsResponse)(nil),                // 54: fastlane.v1.ListJobsResponse
-	(*StopJobRequest)(nil),                  // 55: fastlane.v1.StopJobRequest
-	(*StopJobResponse)(nil),                 // 56: fastlane.v1.StopJobResponse
-	(*RetryJobRequest)(nil),                 // 57: fastlane.v1.RetryJobRequest
-	(*RetryJobResponse)(nil),                // 58: fastlane.v1.RetryJobResponse
-	(*ReplaceJobRequest)(nil),               // 59: fastlane.v1.ReplaceJobRequest
-	(*ReplaceJobResponse)(nil),              // 60: fastlane.v1.ReplaceJobResponse
-	(*PauseScheduleRequest)(nil),            // 61: fastlane.v1.PauseScheduleRequest
-	(*PauseScheduleResponse)(nil),           // 62: fastlane.v1.PauseScheduleResponse
-	(*ResumeScheduleRequest)(nil),           // 63: fastlane.v1.ResumeScheduleRequest
-	(*ResumeScheduleResponse)(nil),          // 64: fastlane.v1.ResumeScheduleResponse
-	(*PreviewScheduleRequest)(nil),          // 65: fastlane.v1.PreviewScheduleRequest
-	(*PreviewScheduleResponse)(nil),         // 66: fastlane.v1.PreviewScheduleResponse
-	(*UploadInputRequest)(nil),              // 67: fastlane.v1.UploadInputRequest
-	(*UploadInputResponse)(nil),             // 68: fastlane.v1.UploadInputResponse
-	(*BatchEnqueueJobsRequest)(nil),         // 69: fastlane.v1.BatchEnqueueJobsRequest
-	(*JobArray)(nil),                        // 70: fastlane.v1.JobArray
-	(*BatchEnqueueJobsResponse)(nil),        // 71: fastlane.v1.BatchEnqueueJobsResponse
-	(*Rejection)(nil),                       // 72: fastlane.v1.Rejection
-	(*JobFilter)(nil),                       // 73: fastlane.v1.JobFilter
-	(*BatchStopJobsRequest)(nil),            // 74: fastlane.v1.BatchStopJobsRequest
-	(*BatchStopJobsResponse)(nil),           // 75: fastlane.v1.BatchStopJobsResponse
-	(*BatchRetryJobsRequest)(nil),           // 76: fastlane.v1.BatchRetryJobsRequest
-	(*BatchRetryJobsResponse)(nil),          // 77: fastlane.v1.BatchRetryJobsResponse
-	(*WatchJobsRequest)(nil),                // 78: fastlane.v1.WatchJobsRequest
-	(*WatchJobsResponse)(nil),               // 79: fastlane.v1.WatchJobsResponse
-	(*GetExecutionRequest)(nil),             // 80: fastlane.v1.GetExecutionRequest
-	(*GetExecutionResponse)(nil),            // 81: fastlane.v1.GetExecutionResponse
-	(*ListExecutionsRequest)(nil),           // 82: fastlane.v1.ListExecutionsRequest
-	(*ListExecutionsResponse)(nil),          // 83: fastlane.v1.ListExecutionsResponse
-	(*StopExecutionRequest)(nil),            // 84: fastlane.v1.StopExecutionRequest
-	(*StopExecutionResponse)(nil),           // 85: fastlane.v1.StopExecutionResponse
-	(*GetTaskRequest)(nil),                  // 86: fastlane.v1.GetTaskRequest
-	(*GetTaskResponse)(nil),                 // 87: fastlane.v1.GetTaskResponse
-	(*ListTasksRequest)(nil),                // 88: fastlane.v1.ListTasksRequest
-	(*ListTasksResponse)(nil),               // 89: fastlane.v1.ListTasksResponse
-	(*UpdateTaskRequest)(nil),               // 90: fastlane.v1.UpdateTaskRequest
-	(*UpdateTaskResponse)(nil),              // 91: fastlane.v1.UpdateTaskResponse
-	(*ListHostsRequest)(nil),                // 92: fastlane.v1.ListHostsRequest
-	(*ListHostsResponse)(nil),               // 93: fastlane.v1.ListHostsResponse
-	(*DrainHostRequest)(nil),                // 94: fastlane.v1.DrainHostRequest
-	(*DrainHostResponse)(nil),               // 95: fastlane.v1.DrainHostResponse
-	(*ResumeHostRequest)(nil),               // 96: fastlane.v1.ResumeHostRequest
-	(*ResumeHostResponse)(nil),              // 97: fastlane.v1.ResumeHostResponse
-	(*ListDeliveriesRequest)(nil),           // 98: fastlane.v1.ListDeliveriesRequest
-	(*ListDeliveriesResponse)(nil),          // 99: fastlane.v1.ListDeliveriesResponse
-	(*RedeliverNotificationRequest)(nil),    // 100: fastlane.v1.RedeliverNotificationRequest
-	(*RedeliverNotificationResponse)(nil),   // 101: fastlane.v1.RedeliverNotificationResponse
-	(*GetServerInfoRequest)(nil),            // 102: fastlane.v1.GetServerInfoRequest
-	(*GetServerInfoResponse)(nil),           // 103: fastlane.v1.GetServerInfoResponse
-	(*PruneRequest)(nil),                    // 104: fastlane.v1.PruneRequest
-	(*PruneResponse)(nil),                   // 105: fastlane.v1.PruneResponse
-	(*ListAuditEntriesRequest)(nil),         // 106: fastlane.v1.ListAuditEntriesRequest
-	(*ListAuditEntriesResponse)(nil),        // 107: fastlane.v1.ListAuditEntriesResponse
-	(*AuditEntry)(nil),                      // 108: fastlane.v1.AuditEntry
-	nil,                                     // 109: fastlane.v1.JobSpec.EnvsEntry
-	nil,                                     // 110: fastlane.v1.JobSpec.LabelsEntry
-	nil,                                     // 111: fastlane.v1.JobSpec.ExtraHostsEntry
-	(*Retry_MemoryGrowth)(nil),              // 112: fastlane.v1.Retry.MemoryGrowth
-	(*Notification_Webhook)(nil),            // 113: fastlane.v1.Notification.Webhook
-	(*Notification_Mail)(nil),               // 114: fastlane.v1.Notification.Mail
-	nil,                                     // 115: fastlane.v1.Notification.Webhook.HeadersEntry
-	(*Execution_Times)(nil),                 // 116: fastlane.v1.Execution.Times
-	nil,                                     // 117: fastlane.v1.ListJobsRequest.LabelsEntry
-	(*BatchEnqueueJobsResponse_Result)(nil), // 118: fastlane.v1.BatchEnqueueJobsResponse.Result
-	nil,                                     // 119: fastlane.v1.Rejection.MetadataEntry
-	(*Rejection_FieldViolation)(nil),        // 120: fastlane.v1.Rejection.FieldViolation
-	nil,                                     // 121: fastlane.v1.JobFilter.LabelsEntry
-	nil,                                     // 122: fastlane.v1.WatchJobsRequest.LabelsEntry
-	(*WatchJobsResponse_CaughtUp)(nil),      // 123: fastlane.v1.WatchJobsResponse.CaughtUp
-	(*UpdateTaskRequest_Notifications)(nil), // 124: fastlane.v1.UpdateTaskRequest.Notifications
-	(*durationpb.Duration)(nil),             // 125: google.protobuf.Duration
-	(*structpb.Struct)(nil),                 // 126: google.protobuf.Struct
-	(*timestamppb.Timestamp)(nil),           // 127: google.protobuf.Timestamp
+	(Outputs_Fault)(0),                      // 7: fastlane.v1.Outputs.Fault
+	(Cron_Overlap)(0),                       // 8: fastlane.v1.Cron.Overlap
+	(Cron_CatchUp)(0),                       // 9: fastlane.v1.Cron.CatchUp
+	(Retry_Jitter)(0),                       // 10: fastlane.v1.Retry.Jitter
+	(Retry_RetryCause)(0),                   // 11: fastlane.v1.Retry.RetryCause
+	(Unique_Conflict)(0),                    // 12: fastlane.v1.Unique.Conflict
+	(Notification_Event)(0),                 // 13: fastlane.v1.Notification.Event
+	(EngineHost_Availability)(0),            // 14: fastlane.v1.EngineHost.Availability
+	(EngineHost_Capture)(0),                 // 15: fastlane.v1.EngineHost.Capture
+	(LogGap_Cause)(0),                       // 16: fastlane.v1.LogGap.Cause
+	(*JobSpec)(nil),                         // 17: fastlane.v1.JobSpec
+	(*Limits)(nil),                          // 18: fastlane.v1.Limits
+	(*Tmpfs)(nil),                           // 19: fastlane.v1.Tmpfs
+	(*Volume)(nil),                          // 20: fastlane.v1.Volume
+	(*Input)(nil),                           // 21: fastlane.v1.Input
+	(*Outputs)(nil),                         // 22: fastlane.v1.Outputs
+	(*Ulimit)(nil),                          // 23: fastlane.v1.Ulimit
+	(*Dns)(nil),                             // 24: fastlane.v1.Dns
+	(*Cron)(nil),                            // 25: fastlane.v1.Cron
+	(*Retry)(nil),                           // 26: fastlane.v1.Retry
+	(*Unique)(nil),                          // 27: fastlane.v1.Unique
+	(*Notification)(nil),                    // 28: fastlane.v1.Notification
+	(*Delivery)(nil),                        // 29: fastlane.v1.Delivery
+	(*TaskSummary)(nil),                     // 30: fastlane.v1.TaskSummary
+	(*Job)(nil),                             // 31: fastlane.v1.Job
+	(*ScheduleStatus)(nil),                  // 32: fastlane.v1.ScheduleStatus
+	(*ArrayPosition)(nil),                   // 33: fastlane.v1.ArrayPosition
+	(*Execution)(nil),                       // 34: fastlane.v1.Execution
+	(*Usage)(nil),                           // 35: fastlane.v1.Usage
+	(*Waiting)(nil),                         // 36: fastlane.v1.Waiting
+	(*Outcome)(nil),                         // 37: fastlane.v1.Outcome
+	(*LogTotals)(nil),                       // 38: fastlane.v1.LogTotals
+	(*EngineHost)(nil),                      // 39: fastlane.v1.EngineHost
+	(*StreamExecutionLogsRequest)(nil),      // 40: fastlane.v1.StreamExecutionLogsRequest
+	(*StreamExecutionLogsResponse)(nil),     // 41: fastlane.v1.StreamExecutionLogsResponse
+	(*LogChunk)(nil),                        // 42: fastlane.v1.LogChunk
+	(*LogGap)(nil),                          // 43: fastlane.v1.LogGap
+	(*LogHeartbeat)(nil),                    // 44: fastlane.v1.LogHeartbeat
+	(*LogState)(nil),                        // 45: fastlane.v1.LogState
+	(*LogEnd)(nil),                          // 46: fastlane.v1.LogEnd
+	(*StreamJobLogsRequest)(nil),            // 47: fastlane.v1.StreamJobLogsRequest
+	(*StreamJobLogsResponse)(nil),           // 48: fastlane.v1.StreamJobLogsResponse
+	(*JobLogExecution)(nil),                 // 49: fastlane.v1.JobLogExecution
+	(*JobLogEnd)(nil),                       // 50: fastlane.v1.JobLogEnd
+	(*EnqueueJobRequest)(nil),               // 51: fastlane.v1.EnqueueJobRequest
+	(*EnqueueJobResponse)(nil),              // 52: fastlane.v1.EnqueueJobResponse
+	(*GetJobRequest)(nil),                   // 53: fastlane.v1.GetJobRequest
+	(*GetJobResponse)(nil),                  // 54: fastlane.v1.GetJobResponse
+	(*ListJobsRequest)(nil),                 // 55: fastlane.v1.ListJobsRequest
+	(*ListJobsResponse)(nil),                // 56: fastlane.v1.ListJobsResponse
+	(*StopJobRequest)(nil),                  // 57: fastlane.v1.StopJobRequest
+	(*StopJobResponse)(nil),                 // 58: fastlane.v1.StopJobResponse
+	(*RetryJobRequest)(nil),                 // 59: fastlane.v1.RetryJobRequest
+	(*RetryJobResponse)(nil),                // 60: fastlane.v1.RetryJobResponse
+	(*ReplaceJobRequest)(nil),               // 61: fastlane.v1.ReplaceJobRequest
+	(*ReplaceJobResponse)(nil),              // 62: fastlane.v1.ReplaceJobResponse
+	(*PauseScheduleRequest)(nil),            // 63: fastlane.v1.PauseScheduleRequest
+	(*PauseScheduleResponse)(nil),           // 64: fastlane.v1.PauseScheduleResponse
+	(*ResumeScheduleRequest)(nil),           // 65: fastlane.v1.ResumeScheduleRequest
+	(*ResumeScheduleResponse)(nil),          // 66: fastlane.v1.ResumeScheduleResponse
+	(*PreviewScheduleRequest)(nil),          // 67: fastlane.v1.PreviewScheduleRequest
+	(*PreviewScheduleResponse)(nil),         // 68: fastlane.v1.PreviewScheduleResponse
+	(*UploadInputRequest)(nil),              // 69: fastlane.v1.UploadInputRequest
+	(*UploadInputResponse)(nil),             // 70: fastlane.v1.UploadInputResponse
+	(*BatchEnqueueJobsRequest)(nil),         // 71: fastlane.v1.BatchEnqueueJobsRequest
+	(*JobArray)(nil),                        // 72: fastlane.v1.JobArray
+	(*BatchEnqueueJobsResponse)(nil),        // 73: fastlane.v1.BatchEnqueueJobsResponse
+	(*Rejection)(nil),                       // 74: fastlane.v1.Rejection
+	(*JobFilter)(nil),                       // 75: fastlane.v1.JobFilter
+	(*BatchStopJobsRequest)(nil),            // 76: fastlane.v1.BatchStopJobsRequest
+	(*BatchStopJobsResponse)(nil),           // 77: fastlane.v1.BatchStopJobsResponse
+	(*BatchRetryJobsRequest)(nil),           // 78: fastlane.v1.BatchRetryJobsRequest
+	(*BatchRetryJobsResponse)(nil),          // 79: fastlane.v1.BatchRetryJobsResponse
+	(*WatchJobsRequest)(nil),                // 80: fastlane.v1.WatchJobsRequest
+	(*WatchJobsResponse)(nil),               // 81: fastlane.v1.WatchJobsResponse
+	(*GetExecutionRequest)(nil),             // 82: fastlane.v1.GetExecutionRequest
+	(*GetExecutionResponse)(nil),            // 83: fastlane.v1.GetExecutionResponse
+	(*ListExecutionsRequest)(nil),           // 84: fastlane.v1.ListExecutionsRequest
+	(*ListExecutionsResponse)(nil),          // 85: fastlane.v1.ListExecutionsResponse
+	(*ReadOutputsRequest)(nil),              // 86: fastlane.v1.ReadOutputsRequest
+	(*ReadOutputsResponse)(nil),             // 87: fastlane.v1.ReadOutputsResponse
+	(*StopExecutionRequest)(nil),            // 88: fastlane.v1.StopExecutionRequest
+	(*StopExecutionResponse)(nil),           // 89: fastlane.v1.StopExecutionResponse
+	(*GetTaskRequest)(nil),                  // 90: fastlane.v1.GetTaskRequest
+	(*GetTaskResponse)(nil),                 // 91: fastlane.v1.GetTaskResponse
+	(*ListTasksRequest)(nil),                // 92: fastlane.v1.ListTasksRequest
+	(*ListTasksResponse)(nil),               // 93: fastlane.v1.ListTasksResponse
+	(*UpdateTaskRequest)(nil),               // 94: fastlane.v1.UpdateTaskRequest
+	(*UpdateTaskResponse)(nil),              // 95: fastlane.v1.UpdateTaskResponse
+	(*ListHostsRequest)(nil),                // 96: fastlane.v1.ListHostsRequest
+	(*ListHostsResponse)(nil),               // 97: fastlane.v1.ListHostsResponse
+	(*DrainHostRequest)(nil),                // 98: fastlane.v1.DrainHostRequest
+	(*DrainHostResponse)(nil),               // 99: fastlane.v1.DrainHostResponse
+	(*ResumeHostRequest)(nil),               // 100: fastlane.v1.ResumeHostRequest
+	(*ResumeHostResponse)(nil),              // 101: fastlane.v1.ResumeHostResponse
+	(*ListDeliveriesRequest)(nil),           // 102: fastlane.v1.ListDeliveriesRequest
+	(*ListDeliveriesResponse)(nil),          // 103: fastlane.v1.ListDeliveriesResponse
+	(*RedeliverNotificationRequest)(nil),    // 104: fastlane.v1.RedeliverNotificationRequest
+	(*RedeliverNotificationResponse)(nil),   // 105: fastlane.v1.RedeliverNotificationResponse
+	(*GetServerInfoRequest)(nil),            // 106: fastlane.v1.GetServerInfoRequest
+	(*GetServerInfoResponse)(nil),           // 107: fastlane.v1.GetServerInfoResponse
+	(*PruneRequest)(nil),                    // 108: fastlane.v1.PruneRequest
+	(*PruneResponse)(nil),                   // 109: fastlane.v1.PruneResponse
+	(*ListAuditEntriesRequest)(nil),         // 110: fastlane.v1.ListAuditEntriesRequest
+	(*ListAuditEntriesResponse)(nil),        // 111: fastlane.v1.ListAuditEntriesResponse
+	(*AuditEntry)(nil),                      // 112: fastlane.v1.AuditEntry
+	nil,                                     // 113: fastlane.v1.JobSpec.EnvsEntry
+	nil,                                     // 114: fastlane.v1.JobSpec.LabelsEntry
+	nil,                                     // 115: fastlane.v1.JobSpec.ExtraHostsEntry
+	nil,                                     // 116: fastlane.v1.JobSpec.SecretEnvsEntry
+	(*Retry_MemoryGrowth)(nil),              // 117: fastlane.v1.Retry.MemoryGrowth
+	(*Notification_Webhook)(nil),            // 118: fastlane.v1.Notification.Webhook
+	(*Notification_Mail)(nil),               // 119: fastlane.v1.Notification.Mail
+	nil,                                     // 120: fastlane.v1.Notification.Webhook.HeadersEntry
+	(*Execution_Times)(nil),                 // 121: fastlane.v1.Execution.Times
+	nil,                                     // 122: fastlane.v1.ListJobsRequest.LabelsEntry
+	(*BatchEnqueueJobsResponse_Result)(nil), // 123: fastlane.v1.BatchEnqueueJobsResponse.Result
+	nil,                                     // 124: fastlane.v1.Rejection.MetadataEntry
+	(*Rejection_FieldViolation)(nil),        // 125: fastlane.v1.Rejection.FieldViolation
+	nil,                                     // 126: fastlane.v1.JobFilter.LabelsEntry
+	nil,                                     // 127: fastlane.v1.WatchJobsRequest.LabelsEntry
+	(*WatchJobsResponse_CaughtUp)(nil),      // 128: fastlane.v1.WatchJobsResponse.CaughtUp
+	(*UpdateTaskRequest_Notifications)(nil), // 129: fastlane.v1.UpdateTaskRequest.Notifications
+	(*durationpb.Duration)(nil),             // 130: google.protobuf.Duration
+	(*structpb.Struct)(nil),                 // 131: google.protobuf.Struct
+	(*timestamppb.Timestamp)(nil),           // 132: google.protobuf.Timestamp
 }
 var file_fastlane_v1_fastlane_proto_depIdxs = []int32{
-	109, // 0: fastlane.v1.JobSpec.envs:type_name -> fastlane.v1.JobSpec.EnvsEntry
-	125, // 1: fastlane.v1.JobSpec.timeout:type_name -> google.protobuf.Duration
+	113, // 0: fastlane.v1.JobSpec.envs:type_name -> fastlane.v1.JobSpec.EnvsEntry
+	130, // 1: fastlane.v1.JobSpec.timeout:type_name -> google.protobuf.Duration
 	6,   // 2: fastlane.v1.JobSpec.pull_policy:type_name -> fastlane.v1.JobSpec.PullPolicy
-	17,  // 3: fastlane.v1.JobSpec.limits:type_name -> fastlane.v1.Limits
-	125, // 4: fastlane.v1.JobSpec.stop_grace:type_name -> google.protobuf.Duration
-	110, // 5: fastlane.v1.JobSpec.labels:type_name -> fastlane.v1.JobSpec.LabelsEntry
-	126, // 6: fastlane.v1.JobSpec.metadata:type_name -> google.protobuf.Struct
-	125, // 7: fastlane.v1.JobSpec.start_in:type_name -> google.protobuf.Duration
-	127, // 8: fastlane.v1.JobSpec.start_at:type_name -> google.protobuf.Timestamp
-	23,  // 9: fastlane.v1.JobSpec.cron:type_name -> fastlane.v1.Cron
-	127, // 10: fastlane.v1.JobSpec.expire_time:type_name -> google.protobuf.Timestamp
-	24,  // 11: fastlane.v1.JobSpec.retry:type_name -> fastlane.v1.Retry
-	26,  // 12: fastlane.v1.JobSpec.notifications:type_name -> fastlane.v1.Notification
-	25,  // 13: fastlane.v1.JobSpec.unique:type_name -> fastlane.v1.Unique
-	125, // 14: fastlane.v1.JobSpec.stop_when_unwatched:type_name -> google.protobuf.Duration
-	111, // 15: fastlane.v1.JobSpec.extra_hosts:type_name -> fastlane.v1.JobSpec.ExtraHostsEntry
-	18,  // 16: fastlane.v1.JobSpec.tmpfs:type_name -> fastlane.v1.Tmpfs
-	21,  // 17: fastlane.v1.JobSpec.ulimits:type_name -> fastlane.v1.Ulimit
-	22,  // 18: fastlane.v1.JobSpec.dns:type_name -> fastlane.v1.Dns
-	19,  // 19: fastlane.v1.JobSpec.volumes:type_name -> fastlane.v1.Volume
-	20,  // 20: fastlane.v1.JobSpec.inputs:type_name -> fastlane.v1.Input
-	7,   // 21: fastlane.v1.Cron.overlap:type_name -> fastlane.v1.Cron.Overlap
-	8,   // 22: fastlane.v1.Cron.catch_up:type_name -> fastlane.v1.Cron.CatchUp
-	125, // 23: fastlane.v1.Cron.catch_up_window:type_name -> google.protobuf.Duration
-	125, // 24: fastlane.v1.Cron.jitter:type_name -> google.protobuf.Duration
-	127, // 25: fastlane.v1.Cron.begin_time:type_name -> google.protobuf.Timestamp
-	127, // 26: fastlane.v1.Cron.end_time:type_name -> google.protobuf.Timestamp
-	125, // 27: fastlane.v1.Retry.initial_backoff:type_name -> google.protobuf.Duration
-	125, // 28: fastlane.v1.Retry.max_backoff:type_name -> google.protobuf.Duration
-	9,   // 29: fastlane.v1.Retry.jitter:type_name -> fastlane.v1.Retry.Jitter
-	10,  // 30: fastlane.v1.Retry.causes:type_name -> fastlane.v1.Retry.RetryCause
-	112, // 31: fastlane.v1.Retry.memory_growth:type_name -> fastlane.v1.Retry.MemoryGrowth
-	11,  // 32: fastlane.v1.Unique.conflict:type_name -> fastlane.v1.Unique.Conflict
-	0,   // 33: fastlane.v1.Notification.states:type_name -> fastlane.v1.State
-	113, // 34: fastlane.v1.Notification.webhook:type_name -> fastlane.v1.Notification.Webhook
-	114, // 35: fastlane.v1.Notification.mail:type_name -> fastlane.v1.Notification.Mail
-	12,  // 36: fastlane.v1.Notification.event:type_name -> fastlane.v1.Notification.Event
-	12,  // 37: fastlane.v1.Delivery.event:type_name -> fastlane.v1.Notification.Event
-	0,   // 38: fastlane.v1.Delivery.ended_state:type_name -> fastlane.v1.State
-	5,   // 39: fastlane.v1.Delivery.state:type_name -> fastlane.v1.DeliveryState
-	127, // 40: fastlane.v1.Delivery.create_time:type_name -> google.protobuf.Timestamp
-	127, // 41: fastlane.v1.Delivery.next_attempt_time:type_name -> google.protobuf.Timestamp
-	127, // 42: fastlane.v1.Delivery.last_attempt_time:type_name -> google.protobuf.Timestamp
-	127, // 43: fastlane.v1.Delivery.end_time:type_name -> google.protobuf.Timestamp
-	127, // 44: fastlane.v1.TaskSummary.create_time:type_name -> google.protobuf.Timestamp
-	127, // 45: fastlane.v1.TaskSummary.last_enqueue_time:type_name -> google.protobuf.Timestamp
-	125, // 46: fastlane.v1.TaskSummary.rate_window:type_name -> google.protobuf.Duration
-	26,  // 47: fastlane.v1.TaskSummary.notifications:type_name -> fastlane.v1.Notification
-	16,  // 48: fastlane.v1.Job.spec:type_name -> fastlane.v1.JobSpec
-	0,   // 49: fastlane.v1.Job.state:type_name -> fastlane.v1.State
-	35,  // 50: fastlane.v1.Job.outcome:type_name -> fastlane.v1.Outcome
-	32,  // 51: fastlane.v1.Job.execution:type_name -> fastlane.v1.Execution
-	127, // 52: fastlane.v1.Job.create_time:type_name -> google.protobuf.Timestamp
-	127, // 53: fastlane.v1.Job.end_time:type_name -> google.protobuf.Timestamp
-	30,  // 54: fastlane.v1.Job.schedule:type_name -> fastlane.v1.ScheduleStatus
-	31,  // 55: fastlane.v1.Job.array:type_name -> fastlane.v1.ArrayPosition
-	127, // 56: fastlane.v1.ScheduleStatus.next_times:type_name -> google.protobuf.Timestamp
-	127, // 57: fastlane.v1.ScheduleStatus.last_skipped_time:type_name -> google.protobuf.Timestamp
-	0,   // 58: fastlane.v1.Execution.state:type_name -> fastlane.v1.State
-	34,  // 59: fastlane.v1.Execution.waiting:type_name -> fastlane.v1.Waiting
-	35,  // 60: fastlane.v1.Execution.outcome:type_name -> fastlane.v1.Outcome
-	116, // 61: fastlane.v1.Execution.times:type_name -> fastlane.v1.Execution.Times
-	36,  // 62: fastlane.v1.Execution.logs:type_name -> fastlane.v1.LogTotals
-	33,  // 63: fastlane.v1.Execution.usage:type_name -> fastlane.v1.Usage
-	127, // 64: fastlane.v1.Execution.tick_time:type_name -> google.protobuf.Timestamp
-	125, // 65: fastlane.v1.Usage.cpu_time:type_name -> google.protobuf.Duration
-	2,   // 66: fastlane.v1.Waiting.reason:type_name -> fastlane.v1.WaitReason
-	127, // 67: fastlane.v1.Waiting.since_time:type_name -> google.protobuf.Timestamp
-	127, // 68: fastlane.v1.Waiting.due_time:type_name -> google.protobuf.Timestamp
-	1,   // 69: fastlane.v1.Outcome.reason:type_name -> fastlane.v1.Reason
-	3,   // 70: fastlane.v1.LogTotals.source:type_name -> fastlane.v1.Source
-	13,  // 71: fastlane.v1.EngineHost.availability:type_name -> fastlane.v1.EngineHost.Availability
-	127, // 72: fastlane.v1.EngineHost.last_error_time:type_name -> google.protobuf.Timestamp
-	14,  // 73: fastlane.v1.EngineHost.capture:type_name -> fastlane.v1.EngineHost.Capture
-	127, // 74: fastlane.v1.EngineHost.drain_time:type_name -> google.protobuf.Timestamp
-	127, // 75: fastlane.v1.StreamExecutionLogsRequest.since_time:type_name -> google.protobuf.Timestamp
-	3,   // 76: fastlane.v1.StreamExecutionLogsRequest.sources:type_name -> fastlane.v1.Source
-	125, // 77: fastlane.v1.StreamExecutionLogsRequest.heartbeat_interval:type_name -> google.protobuf.Duration
-	40,  // 78: fastlane.v1.StreamExecutionLogsResponse.chunks:type_name -> fastlane.v1.LogChunk
-	41,  // 79: fastlane.v1.StreamExecutionLogsResponse.gap:type_name -> fastlane.v1.LogGap
-	42,  // 80: fastlane.v1.StreamExecutionLogsResponse.heartbeat:type_name -> fastlane.v1.LogHeartbeat
-	43,  // 81: fastlane.v1.StreamExecutionLogsResponse.state:type_name -> fastlane.v1.LogState
-	44,  // 82: fastlane.v1.StreamExecutionLogsResponse.end:type_name -> fastlane.v1.LogEnd
-	3,   // 83: fastlane.v1.LogChunk.source:type_name -> fastlane.v1.Source
-	127, // 84: fastlane.v1.LogChunk.time:type_name -> google.protobuf.Timestamp
-	3,   // 85: fastlane.v1.LogGap.source:type_name -> fastlane.v1.Source
-	15,  // 86: fastlane.v1.LogGap.cause:type_name -> fastlane.v1.LogGap.Cause
-	127, // 87: fastlane.v1.LogHeartbeat.time:type_name -> google.protobuf.Timestamp
-	0,   // 88: fastlane.v1.LogState.state:type_name -> fastlane.v1.State
-	34,  // 89: fastlane.v1.LogState.waiting:type_name -> fastlane.v1.Waiting
-	127, // 90: fastlane.v1.LogState.time:type_name -> google.protobuf.Timestamp
-	0,   // 91: fastlane.v1.LogEnd.state:type_name -> fastlane.v1.State
-	35,  // 92: fastlane.v1.LogEnd.outcome:type_name -> fastlane.v1.Outcome
-	36,  // 93: fastlane.v1.LogEnd.totals:type_name -> fastlane.v1.LogTotals
-	127, // 94: fastlane.v1.StreamJobLogsRequest.since_time:type_name -> google.protobuf.Timestamp
-	3,   // 95: fastlane.v1.StreamJobLogsRequest.sources:type_name -> fastlane.v1.Source
-	125, // 96: fastlane.v1.StreamJobLogsRequest.heartbeat_interval:type_name -> google.protobuf.Duration
-	40,  // 97: fastlane.v1.StreamJobLogsResponse.chunks:type_name -> fastlane.v1.LogChunk
-	41,  // 98: fastlane.v1.StreamJobLogsResponse.gap:type_name -> fastlane.v1.LogGap
-	42,  // 99: fastlane.v1.StreamJobLogsResponse.heartbeat:type_name -> fastlane.v1.LogHeartbeat
-	43,  // 100: fastlane.v1.StreamJobLogsResponse.state:type_name -> fastlane.v1.LogState
-	44,  // 101: fastlane.v1.StreamJobLogsResponse.end:type_name -> fastlane.v1.LogEnd
-	48,  // 102: fastlane.v1.StreamJobLogsResponse.job_end:type_name -> fastlane.v1.JobLogEnd
-	47,  // 103: fastlane.v1.StreamJobLogsResponse.execution:type_name -> fastlane.v1.JobLogExecution
-	32,  // 104: fastlane.v1.JobLogExecution.execution:type_name -> fastlane.v1.Execution
-	29,  // 105: fastlane.v1.JobLogEnd.job:type_name -> fastlane.v1.Job
-	16,  // 106: fastlane.v1.EnqueueJobRequest.spec:type_name -> fastlane.v1.JobSpec
-	29,  // 107: fastlane.v1.EnqueueJobResponse.job:type_name -> fastlane.v1.Job
-	29,  // 108: fastlane.v1.GetJobResponse.job:type_name -> fastlane.v1.Job
-	0,   // 109: fastlane.v1.ListJobsRequest.states:type_name -> fastlane.v1.State
-	117, // 110: fastlane.v1.ListJobsRequest.labels:type_name -> fastlane.v1.ListJobsRequest.LabelsEntry
-	127, // 111: fastlane.v1.ListJobsRequest.since_time:type_name -> google.protobuf.Timestamp
-	127, // 112: fastlane.v1.ListJobsRequest.until_time:type_name -> google.protobuf.Timestamp
-	29,  // 113: fastlane.v1.ListJobsResponse.jobs:type_name -> fastlane.v1.Job
-	125, // 114: fastlane.v1.StopJobRequest.grace:type_name -> google.protobuf.Duration
-	29,  // 115: fastlane.v1.StopJobResponse.job:type_name -> fastlane.v1.Job
-	29,  // 116: fastlane.v1.RetryJobResponse.job:type_name -> fastlane.v1.Job
-	16,  // 117: fastlane.v1.ReplaceJobRequest.spec:type_name -> fastlane.v1.JobSpec
-	29,  // 118: fastlane.v1.ReplaceJobResponse.job:type_name -> fastlane.v1.Job
-	29,  // 119: fastlane.v1.PauseScheduleResponse.job:type_name -> fastlane.v1.Job
-	29,  // 120: fastlane.v1.ResumeScheduleResponse.job:type_name -> fastlane.v1.Job
-	23,  // 121: fastlane.v1.PreviewScheduleRequest.cron:type_name -> fastlane.v1.Cron
-	127, // 122: fastlane.v1.PreviewScheduleRequest.from_time:type_name -> google.protobuf.Timestamp
-	127, // 123: fastlane.v1.PreviewScheduleResponse.times:type_name -> google.protobuf.Timestamp
-	49,  // 124: fastlane.v1.BatchEnqueueJobsRequest.requests:type_name -> fastlane.v1.EnqueueJobRequest
-	70,  // 125: fastlane.v1.BatchEnqueueJobsRequest.array:type_name -> fastlane.v1.JobArray
-	49,  // 126: fastlane.v1.JobArray.request:type_name -> fastlane.v1.EnqueueJobRequest
-	118, // 127: fastlane.v1.BatchEnqueueJobsResponse.results:type_name -> fastlane.v1.BatchEnqueueJobsResponse.Result
-	4,   // 128: fastlane.v1.Rejection.reason:type_name -> fastlane.v1.ErrorReason
-	119, // 129: fastlane.v1.Rejection.metadata:type_name -> fastlane.v1.Rejection.MetadataEntry
-	120, // 130: fastlane.v1.Rejection.violations:type_name -> fastlane.v1.Rejection.FieldViolation
-	0,   // 131: fastlane.v1.JobFilter.states:type_name -> fastlane.v1.State
-	121, // 132: fastlane.v1.JobFilter.labels:type_name -> fastlane.v1.JobFilter.LabelsEntry
-	127, // 133: fastlane.v1.JobFilter.since_time:type_name -> google.protobuf.Timestamp
-	127, // 134: fastlane.v1.JobFilter.until_time:type_name -> google.protobuf.Timestamp
-	73,  // 135: fastlane.v1.BatchStopJobsRequest.filter:type_name -> fastlane.v1.JobFilter
-	125, // 136: fastlane.v1.BatchStopJobsRequest.grace:type_name -> google.protobuf.Duration
-	73,  // 137: fastlane.v1.BatchRetryJobsRequest.filter:type_name -> fastlane.v1.JobFilter
-	127, // 138: fastlane.v1.BatchRetryJobsRequest.until_time:type_name -> google.protobuf.Timestamp
-	127, // 139: fastlane.v1.BatchRetryJobsResponse.until_time:type_name -> google.protobuf.Timestamp
-	122, // 140: fastlane.v1.WatchJobsRequest.labels:type_name -> fastlane.v1.WatchJobsRequest.LabelsEntry
-	125, // 141: fastlane.v1.WatchJobsRequest.heartbeat_interval:type_name -> google.protobuf.Duration
-	29,  // 142: fastlane.v1.WatchJobsResponse.job:type_name -> fastlane.v1.Job
-	42,  // 143: fastlane.v1.WatchJobsResponse.heartbeat:type_name -> fastlane.v1.LogHeartbeat
-	123, // 144: fastlane.v1.WatchJobsResponse.caught_up:type_name -> fastlane.v1.WatchJobsResponse.CaughtUp
-	32,  // 145: fastlane.v1.GetExecutionResponse.execution:type_name -> fastlane.v1.Execution
-	0,   // 146: fastlane.v1.ListExecutionsRequest.states:type_name -> fastlane.v1.State
-	32,  // 147: fastlane.v1.ListExecutionsResponse.executions:type_name -> fastlane.v1.Execution
-	125, // 148: fastlane.v1.StopExecutionRequest.grace:type_name -> google.protobuf.Duration
-	32,  // 149: fastlane.v1.StopExecutionResponse.execution:type_name -> fastlane.v1.Execution
-	28,  // 150: fastlane.v1.GetTaskResponse.task:type_name -> fastlane.v1.TaskSummary
-	28,  // 151: fastlane.v1.ListTasksResponse.tasks:type_name -> fastlane.v1.TaskSummary
-	125, // 152: fastlane.v1.UpdateTaskRequest.rate_window:type_name -> google.protobuf.Duration
-	124, // 153: fastlane.v1.UpdateTaskRequest.notifications:type_name -> fastlane.v1.UpdateTaskRequest.Notifications
-	28,  // 154: fastlane.v1.UpdateTaskResponse.task:type_name -> fastlane.v1.TaskSummary
-	37,  // 155: fastlane.v1.ListHostsResponse.hosts:type_name -> fastlane.v1.EngineHost
-	37,  // 156: fastlane.v1.DrainHostResponse.host:type_name -> fastlane.v1.EngineHost
-	37,  // 157: fastlane.v1.ResumeHostResponse.host:type_name -> fastlane.v1.EngineHost
-	5,   // 158: fastlane.v1.ListDeliveriesRequest.states:type_name -> fastlane.v1.DeliveryState
-	27,  // 159: fastlane.v1.ListDeliveriesResponse.deliveries:type_name -> fastlane.v1.Delivery
-	27,  // 160: fastlane.v1.RedeliverNotificationResponse.delivery:type_name -> fastlane.v1.Delivery
-	127, // 161: fastlane.v1.GetServerInfoResponse.start_time:type_name -> google.protobuf.Timestamp
-	127, // 162: fastlane.v1.GetServerInfoResponse.time:type_name -> google.protobuf.Timestamp
-	125, // 163: fastlane.v1.GetServerInfoResponse.max_timeout:type_name -> google.protobuf.Duration
-	125, // 164: fastlane.v1.GetServerInfoResponse.default_timeout:type_name -> google.protobuf.Duration
-	125, // 165: fastlane.v1.GetServerInfoResponse.keep_logs:type_name -> google.protobuf.Duration
-	125, // 166: fastlane.v1.GetServerInfoResponse.keep_jobs:type_name -> google.protobuf.Duration
-	125, // 167: fastlane.v1.PruneRequest.older_than:type_name -> google.protobuf.Duration
-	108, // 168: fastlane.v1.ListAuditEntriesResponse.entries:type_name -> fastlane.v1.AuditEntry
-	127, // 169: fastlane.v1.AuditEntry.time:type_name -> google.protobuf.Timestamp
-	115, // 170: fastlane.v1.Notification.Webhook.headers:type_name -> fastlane.v1.Notification.Webhook.HeadersEntry
-	125, // 171: fastlane.v1.Notification.Webhook.timeout:type_name -> google.protobuf.Duration
-	127, // 172: fastlane.v1.Execution.Times.create_time:type_name -> google.protobuf.Timestamp
-	127, // 173: fastlane.v1.Execution.Times.due_time:type_name -> google.protobuf.Timestamp
-	127, // 174: fastlane.v1.Execution.Times.claim_time:type_name -> google.protobuf.Timestamp
-	127, // 175: fastlane.v1.Execution.Times.pull_time:type_name -> google.protobuf.Timestamp
-	127, // 176: fastlane.v1.Execution.Times.container_time:type_name -> google.protobuf.Timestamp
-	127, // 177: fastlane.v1.Execution.Times.start_time:type_name -> google.protobuf.Timestamp
-	127, // 178: fastlane.v1.Execution.Times.first_byte_time:type_name -> google.protobuf.Timestamp
-	127, // 179: fastlane.v1.Execution.Times.exit_time:type_name -> google.protobuf.Timestamp
-	127, // 180: fastlane.v1.Execution.Times.seal_time:type_name -> google.protobuf.Timestamp
-	127, // 181: fastlane.v1.Execution.Times.end_time:type_name -> google.protobuf.Timestamp
-	127, // 182: fastlane.v1.Execution.Times.prune_time:type_name -> google.protobuf.Timestamp
-	50,  // 183: fastlane.v1.BatchEnqueueJobsResponse.Result.enqueued:type_name -> fastlane.v1.EnqueueJobResponse
-	72,  // 184: fastlane.v1.BatchEnqueueJobsResponse.Result.rejection:type_name -> fastlane.v1.Rejection
-	26,  // 185: fastlane.v1.UpdateTaskRequest.Notifications.items:type_name -> fastlane.v1.Notification
-	49,  // 186: fastlane.v1.JobService.EnqueueJob:input_type -> fastlane.v1.EnqueueJobRequest
-	51,  // 187: fastlane.v1.JobService.GetJob:input_type -> fastlane.v1.GetJobRequest
-	53,  // 188: fastlane.v1.JobService.ListJobs:input_type -> fastlane.v1.ListJobsRequest
-	55,  // 189: fastlane.v1.JobService.StopJob:input_type -> fastlane.v1.StopJobRequest
-	57,  // 190: fastlane.v1.JobService.RetryJob:input_type -> fastlane.v1.RetryJobRequest
-	59,  // 191: fastlane.v1.JobService.ReplaceJob:input_type -> fastlane.v1.ReplaceJobRequest
-	61,  // 192: fastlane.v1.JobService.PauseSchedule:input_type -> fastlane.v1.PauseScheduleRequest
-	63,  // 193: fastlane.v1.JobService.ResumeSchedule:input_type -> fastlane.v1.ResumeScheduleRequest
-	65,  // 194: fastlane.v1.JobService.PreviewSchedule:input_type -> fastlane.v1.PreviewScheduleRequest
-	69,  // 195: fastlane.v1.JobService.BatchEnqueueJobs:input_type -> fastlane.v1.BatchEnqueueJobsRequest
-	74,  // 196: fastlane.v1.JobService.BatchStopJobs:input_type -> fastlane.v1.BatchStopJobsRequest
-	76,  // 197: fastlane.v1.JobService.BatchRetryJobs:input_type -> fastlane.v1.BatchRetryJobsRequest
-	67,  // 198: fastlane.v1.JobService.UploadInput:input_type -> fastlane.v1.UploadInputRequest
-	78,  // 199: fastlane.v1.JobService.WatchJobs:input_type -> fastlane.v1.WatchJobsRequest
-	45,  // 200: fastlane.v1.JobService.StreamJobLogs:input_type -> fastlane.v1.StreamJobLogsRequest
-	80,  // 201: fastlane.v1.ExecutionService.GetExecution:input_type -> fastlane.v1.GetExecutionRequest
-	82,  // 202: fastlane.v1.ExecutionService.ListExecutions:input_type -> fastlane.v1.ListExecutionsRequest
-	84,  // 203: fastlane.v1.ExecutionService.StopExecution:input_type -> fastlane.v1.StopExecutionRequest
-	38,  // 204: fastlane.v1.ExecutionService.StreamExecutionLogs:input_type -> fastlane.v1.StreamExecutionLogsRequest
-	86,  // 205: fastlane.v1.TaskService.GetTask:input_type -> fastlane.v1.GetTaskRequest
-	88,  // 206: fastlane.v1.TaskService.ListTasks:input_type -> fastlane.v1.ListTasksRequest
-	90,  // 207: fastlane.v1.TaskService.UpdateTask:input_type -> fastlane.v1.UpdateTaskRequest
-	92,  // 208: fastlane.v1.HostService.ListHosts:input_type -> fastlane.v1.ListHostsRequest
-	94,  // 209: fastlane.v1.HostService.DrainHost:input_type -> fastlane.v1.DrainHostRequest
-	96,  // 210: fastlane.v1.HostService.ResumeHost:input_type -> fastlane.v1.ResumeHostRequest
-	98,  // 211: fastlane.v1.NotificationService.ListDeliveries:input_type -> fastlane.v1.ListDeliveriesRequest
-	100, // 212: fastlane.v1.NotificationService.RedeliverNotification:input_type -> fastlane.v1.RedeliverNotificationRequest
-	102, // 213: fastlane.v1.ServerService.GetServerInfo:input_type -> fastlane.v1.GetServerInfoRequest
-	104, // 214: fastlane.v1.ServerService.Prune:input_type -> fastlane.v1.PruneRequest
-	106, // 215: fastlane.v1.ServerService.ListAuditEntries:input_type -> fastlane.v1.ListAuditEntriesRequest
-	50,  // 216: fastlane.v1.JobService.EnqueueJob:output_type -> fastlane.v1.EnqueueJobResponse
-	52,  // 217: fastlane.v1.JobService.GetJob:output_type -> fastlane.v1.GetJobResponse
-	54,  // 218: fastlane.v1.JobService.ListJobs:output_type -> fastlane.v1.ListJobsResponse
-	56,  // 219: fastlane.v1.JobService.StopJob:output_type -> fastlane.v1.StopJobResponse
-	58,  // 220: fastlane.v1.JobService.RetryJob:output_type -> fastlane.v1.RetryJobResponse
-	60,  // 221: fastlane.v1.JobService.ReplaceJob:output_type -> fastlane.v1.ReplaceJobResponse
-	62,  // 222: fastlane.v1.JobService.PauseSchedule:output_type -> fastlane.v1.PauseScheduleResponse
-	64,  // 223: fastlane.v1.JobService.ResumeSchedule:output_type -> fastlane.v1.ResumeScheduleResponse
-	66,  // 224: fastlane.v1.JobService.PreviewSchedule:output_type -> fastlane.v1.PreviewScheduleResponse
-	71,  // 225: fastlane.v1.JobService.BatchEnqueueJobs:output_type -> fastlane.v1.BatchEnqueueJobsResponse
-	75,  // 226: fastlane.v1.JobService.BatchStopJobs:output_type -> fastlane.v1.BatchStopJobsResponse
-	77,  // 227: fastlane.v1.JobService.BatchRetryJobs:output_type -> fastlane.v1.BatchRetryJobsResponse
-	68,  // 228: fastlane.v1.JobService.UploadInput:output_type -> fastlane.v1.UploadInputResponse
-	79,  // 229: fastlane.v1.JobService.WatchJobs:output_type -> fastlane.v1.WatchJobsResponse
-	46,  // 230: fastlane.v1.JobService.StreamJobLogs:output_type -> fastlane.v1.StreamJobLogsResponse
-	81,  // 231: fastlane.v1.ExecutionService.GetExecution:output_type -> fastlane.v1.GetExecutionResponse
-	83,  // 232: fastlane.v1.ExecutionService.ListExecutions:output_type -> fastlane.v1.ListExecutionsResponse
-	85,  // 233: fastlane.v1.ExecutionService.StopExecution:output_type -> fastlane.v1.StopExecutionResponse
-	39,  // 234: fastlane.v1.ExecutionService.StreamExecutionLogs:output_type -> fastlane.v1.StreamExecutionLogsResponse
-	87,  // 235: fastlane.v1.TaskService.GetTask:output_type -> fastlane.v1.GetTaskResponse
-	89,  // 236: fastlane.v1.TaskService.ListTasks:output_type -> fastlane.v1.ListTasksResponse
-	91,  // 237: fastlane.v1.TaskService.UpdateTask:output_type -> fastlane.v1.UpdateTaskResponse
-	93,  // 238: fastlane.v1.HostService.ListHosts:output_type -> fastlane.v1.ListHostsResponse
-	95,  // 239: fastlane.v1.HostService.DrainHost:output_type -> fastlane.v1.DrainHostResponse
-	97,  // 240: fastlane.v1.HostService.ResumeHost:output_type -> fastlane.v1.ResumeHostResponse
-	99,  // 241: fastlane.v1.NotificationService.ListDeliveries:output_type -> fastlane.v1.ListDeliveriesResponse
-	101, // 242: fastlane.v1.NotificationService.RedeliverNotification:output_type -> fastlane.v1.RedeliverNotificationResponse
-	103, // 243: fastlane.v1.ServerService.GetServerInfo:output_type -> fastlane.v1.GetServerInfoResponse
-	105, // 244: fastlane.v1.ServerService.Prune:output_type -> fastlane.v1.PruneResponse
-	107, // 245: fastlane.v1.ServerService.ListAuditEntries:output_type -> fastlane.v1.ListAuditEntriesResponse
-	216, // [216:246] is the sub-list for method output_type
-	186, // [186:216] is the sub-list for method input_type
-	186, // [186:186] is the sub-list for extension type_name
-	186, // [186:186] is the sub-list for extension extendee
-	0,   // [0:186] is the sub-list for field type_name
+	18,  // 3: fastlane.v1.JobSpec.limits:type_name -> fastlane.v1.Limits
+	130, // 4: fastlane.v1.JobSpec.stop_grace:type_name -> google.protobuf.Duration
+	114, // 5: fastlane.v1.JobSpec.labels:type_name -> fastlane.v1.JobSpec.LabelsEntry
+	131, // 6: fastlane.v1.JobSpec.metadata:type_name -> google.protobuf.Struct
+	130, // 7: fastlane.v1.JobSpec.start_in:type_name -> google.protobuf.Duration
+	132, // 8: fastlane.v1.JobSpec.start_at:type_name -> google.protobuf.Timestamp
+	25,  // 9: fastlane.v1.JobSpec.cron:type_name -> fastlane.v1.Cron
+	132, // 10: fastlane.v1.JobSpec.expire_time:type_name -> google.protobuf.Timestamp
+	26,  // 11: fastlane.v1.JobSpec.retry:type_name -> fastlane.v1.Retry
+	28,  // 12: fastlane.v1.JobSpec.notifications:type_name -> fastlane.v1.Notification
+	27,  // 13: fastlane.v1.JobSpec.unique:type_name -> fastlane.v1.Unique
+	130, // 14: fastlane.v1.JobSpec.stop_when_unwatched:type_name -> google.protobuf.Duration
+	115, // 15: fastlane.v1.JobSpec.extra_hosts:type_name -> fastlane.v1.JobSpec.ExtraHostsEntry
+	19,  // 16: fastlane.v1.JobSpec.tmpfs:type_name -> fastlane.v1.Tmpfs
+	23,  // 17: fastlane.v1.JobSpec.ulimits:type_name -> fastlane.v1.Ulimit
+	24,  // 18: fastlane.v1.JobSpec.dns:type_name -> fastlane.v1.Dns
+	20,  // 19: fastlane.v1.JobSpec.volumes:type_name -> fastlane.v1.Volume
+	21,  // 20: fastlane.v1.JobSpec.inputs:type_name -> fastlane.v1.Input
+	116, // 21: fastlane.v1.JobSpec.secret_envs:type_name -> fastlane.v1.JobSpec.SecretEnvsEntry
+	7,   // 22: fastlane.v1.Outputs.fault:type_name -> fastlane.v1.Outputs.Fault
+	8,   // 23: fastlane.v1.Cron.overlap:type_name -> fastlane.v1.Cron.Overlap
+	9,   // 24: fastlane.v1.Cron.catch_up:type_name -> fastlane.v1.Cron.CatchUp
+	130, // 25: fastlane.v1.Cron.catch_up_window:type_name -> google.protobuf.Duration
+	130, // 26: fastlane.v1.Cron.jitter:type_name -> google.protobuf.Duration
+	132, // 27: fastlane.v1.Cron.begin_time:type_name -> google.protobuf.Timestamp
+	132, // 28: fastlane.v1.Cron.end_time:type_name -> google.protobuf.Timestamp
+	130, // 29: fastlane.v1.Retry.initial_backoff:type_name -> google.protobuf.Duration
+	130, // 30: fastlane.v1.Retry.max_backoff:type_name -> google.protobuf.Duration
+	10,  // 31: fastlane.v1.Retry.jitter:type_name -> fastlane.v1.Retry.Jitter
+	11,  // 32: fastlane.v1.Retry.causes:type_name -> fastlane.v1.Retry.RetryCause
+	117, // 33: fastlane.v1.Retry.memory_growth:type_name -> fastlane.v1.Retry.MemoryGrowth
+	12,  // 34: fastlane.v1.Unique.conflict:type_name -> fastlane.v1.Unique.Conflict
+	0,   // 35: fastlane.v1.Notification.states:type_name -> fastlane.v1.State
+	118, // 36: fastlane.v1.Notification.webhook:type_name -> fastlane.v1.Notification.Webhook
+	119, // 37: fastlane.v1.Notification.mail:type_name -> fastlane.v1.Notification.Mail
+	13,  // 38: fastlane.v1.Notification.event:type_name -> fastlane.v1.Notification.Event
+	13,  // 39: fastlane.v1.Delivery.event:type_name -> fastlane.v1.Notification.Event
+	0,   // 40: fastlane.v1.Delivery.ended_state:type_name -> fastlane.v1.State
+	5,   // 41: fastlane.v1.Delivery.state:type_name -> fastlane.v1.DeliveryState
+	132, // 42: fastlane.v1.Delivery.create_time:type_name -> google.protobuf.Timestamp
+	132, // 43: fastlane.v1.Delivery.next_attempt_time:type_name -> google.protobuf.Timestamp
+	132, // 44: fastlane.v1.Delivery.last_attempt_time:type_name -> google.protobuf.Timestamp
+	132, // 45: fastlane.v1.Delivery.end_time:type_name -> google.protobuf.Timestamp
+	132, // 46: fastlane.v1.TaskSummary.create_time:type_name -> google.protobuf.Timestamp
+	132, // 47: fastlane.v1.TaskSummary.last_enqueue_time:type_name -> google.protobuf.Timestamp
+	130, // 48: fastlane.v1.TaskSummary.rate_window:type_name -> google.protobuf.Duration
+	28,  // 49: fastlane.v1.TaskSummary.notifications:type_name -> fastlane.v1.Notification
+	17,  // 50: fastlane.v1.Job.spec:type_name -> fastlane.v1.JobSpec
+	0,   // 51: fastlane.v1.Job.state:type_name -> fastlane.v1.State
+	37,  // 52: fastlane.v1.Job.outcome:type_name -> fastlane.v1.Outcome
+	34,  // 53: fastlane.v1.Job.execution:type_name -> fastlane.v1.Execution
+	132, // 54: fastlane.v1.Job.create_time:type_name -> google.protobuf.Timestamp
+	132, // 55: fastlane.v1.Job.end_time:type_name -> google.protobuf.Timestamp
+	32,  // 56: fastlane.v1.Job.schedule:type_name -> fastlane.v1.ScheduleStatus
+	33,  // 57: fastlane.v1.Job.array:type_name -> fastlane.v1.ArrayPosition
+	132, // 58: fastlane.v1.ScheduleStatus.next_times:type_name -> google.protobuf.Timestamp
+	132, // 59: fastlane.v1.ScheduleStatus.last_skipped_time:type_name -> google.protobuf.Timestamp
+	0,   // 60: fastlane.v1.Execution.state:type_name -> fastlane.v1.State
+	36,  // 61: fastlane.v1.Execution.waiting:type_name -> fastlane.v1.Waiting
+	37,  // 62: fastlane.v1.Execution.outcome:type_name -> fastlane.v1.Outcome
+	121, // 63: fastlane.v1.Execution.times:type_name -> fastlane.v1.Execution.Times
+	38,  // 64: fastlane.v1.Execution.logs:type_name -> fastlane.v1.LogTotals
+	35,  // 65: fastlane.v1.Execution.usage:type_name -> fastlane.v1.Usage
+	132, // 66: fastlane.v1.Execution.tick_time:type_name -> google.protobuf.Timestamp
+	22,  // 67: fastlane.v1.Execution.outputs:type_name -> fastlane.v1.Outputs
+	130, // 68: fastlane.v1.Usage.cpu_time:type_name -> google.protobuf.Duration
+	2,   // 69: fastlane.v1.Waiting.reason:type_name -> fastlane.v1.WaitReason
+	132, // 70: fastlane.v1.Waiting.since_time:type_name -> google.protobuf.Timestamp
+	132, // 71: fastlane.v1.Waiting.due_time:type_name -> google.protobuf.Timestamp
+	1,   // 72: fastlane.v1.Outcome.reason:type_name -> fastlane.v1.Reason
+	3,   // 73: fastlane.v1.LogTotals.source:type_name -> fastlane.v1.Source
+	14,  // 74: fastlane.v1.EngineHost.availability:type_name -> fastlane.v1.EngineHost.Availability
+	132, // 75: fastlane.v1.EngineHost.last_error_time:type_name -> google.protobuf.Timestamp
+	15,  // 76: fastlane.v1.EngineHost.capture:type_name -> fastlane.v1.EngineHost.Capture
+	132, // 77: fastlane.v1.EngineHost.drain_time:type_name -> google.protobuf.Timestamp
+	132, // 78: fastlane.v1.StreamExecutionLogsRequest.since_time:type_name -> google.protobuf.Timestamp
+	3,   // 79: fastlane.v1.StreamExecutionLogsRequest.sources:type_name -> fastlane.v1.Source
+	130, // 80: fastlane.v1.StreamExecutionLogsRequest.heartbeat_interval:type_name -> google.protobuf.Duration
+	42,  // 81: fastlane.v1.StreamExecutionLogsResponse.chunks:type_name -> fastlane.v1.LogChunk
+	43,  // 82: fastlane.v1.StreamExecutionLogsResponse.gap:type_name -> fastlane.v1.LogGap
+	44,  // 83: fastlane.v1.StreamExecutionLogsResponse.heartbeat:type_name -> fastlane.v1.LogHeartbeat
+	45,  // 84: fastlane.v1.StreamExecutionLogsResponse.state:type_name -> fastlane.v1.LogState
+	46,  // 85: fastlane.v1.StreamExecutionLogsResponse.end:type_name -> fastlane.v1.LogEnd
+	3,   // 86: fastlane.v1.LogChunk.source:type_name -> fastlane.v1.Source
+	132, // 87: fastlane.v1.LogChunk.time:type_name -> google.protobuf.Timestamp
+	3,   // 88: fastlane.v1.LogGap.source:type_name -> fastlane.v1.Source
+	16,  // 89: fastlane.v1.LogGap.cause:type_name -> fastlane.v1.LogGap.Cause
+	132, // 90: fastlane.v1.LogHeartbeat.time:type_name -> google.protobuf.Timestamp
+	0,   // 91: fastlane.v1.LogState.state:type_name -> fastlane.v1.State
+	36,  // 92: fastlane.v1.LogState.waiting:type_name -> fastlane.v1.Waiting
+	132, // 93: fastlane.v1.LogState.time:type_name -> google.protobuf.Timestamp
+	0,   // 94: fastlane.v1.LogEnd.state:type_name -> fastlane.v1.State
+	37,  // 95: fastlane.v1.LogEnd.outcome:type_name -> fastlane.v1.Outcome
+	38,  // 96: fastlane.v1.LogEnd.totals:type_name -> fastlane.v1.LogTotals
+	132, // 97: fastlane.v1.StreamJobLogsRequest.since_time:type_name -> google.protobuf.Timestamp
+	3,   // 98: fastlane.v1.StreamJobLogsRequest.sources:type_name -> fastlane.v1.Source
+	130, // 99: fastlane.v1.StreamJobLogsRequest.heartbeat_interval:type_name -> google.protobuf.Duration
+	42,  // 100: fastlane.v1.StreamJobLogsResponse.chunks:type_name -> fastlane.v1.LogChunk
+	43,  // 101: fastlane.v1.StreamJobLogsResponse.gap:type_name -> fastlane.v1.LogGap
+	44,  // 102: fastlane.v1.StreamJobLogsResponse.heartbeat:type_name -> fastlane.v1.LogHeartbeat
+	45,  // 103: fastlane.v1.StreamJobLogsResponse.state:type_name -> fastlane.v1.LogState
+	46,  // 104: fastlane.v1.StreamJobLogsResponse.end:type_name -> fastlane.v1.LogEnd
+	50,  // 105: fastlane.v1.StreamJobLogsResponse.job_end:type_name -> fastlane.v1.JobLogEnd
+	49,  // 106: fastlane.v1.StreamJobLogsResponse.execution:type_name -> fastlane.v1.JobLogExecution
+	34,  // 107: fastlane.v1.JobLogExecution.execution:type_name -> fastlane.v1.Execution
+	31,  // 108: fastlane.v1.JobLogEnd.job:type_name -> fastlane.v1.Job
+	17,  // 109: fastlane.v1.EnqueueJobRequest.spec:type_name -> fastlane.v1.JobSpec
+	31,  // 110: fastlane.v1.EnqueueJobResponse.job:type_name -> fastlane.v1.Job
+	31,  // 111: fastlane.v1.GetJobResponse.job:type_name -> fastlane.v1.Job
+	0,   // 112: fastlane.v1.ListJobsRequest.states:type_name -> fastlane.v1.State
+	122, // 113: fastlane.v1.ListJobsRequest.labels:type_name -> fastlane.v1.ListJobsRequest.LabelsEntry
+	132, // 114: fastlane.v1.ListJobsRequest.since_time:type_name -> google.protobuf.Timestamp
+	132, // 115: fastlane.v1.ListJobsRequest.until_time:type_name -> google.protobuf.Timestamp
+	31,  // 116: fastlane.v1.ListJobsResponse.jobs:type_name -> fastlane.v1.Job
+	130, // 117: fastlane.v1.StopJobRequest.grace:type_name -> google.protobuf.Duration
+	31,  // 118: fastlane.v1.StopJobResponse.job:type_name -> fastlane.v1.Job
+	31,  // 119: fastlane.v1.RetryJobResponse.job:type_name -> fastlane.v1.Job
+	17,  // 120: fastlane.v1.ReplaceJobRequest.spec:type_name -> fastlane.v1.JobSpec
+	31,  // 121: fastlane.v1.ReplaceJobResponse.job:type_name -> fastlane.v1.Job
+	31,  // 122: fastlane.v1.PauseScheduleResponse.job:type_name -> fastlane.v1.Job
+	31,  // 123: fastlane.v1.ResumeScheduleResponse.job:type_name -> fastlane.v1.Job
+	25,  // 124: fastlane.v1.PreviewScheduleRequest.cron:type_name -> fastlane.v1.Cron
+	132, // 125: fastlane.v1.PreviewScheduleRequest.from_time:type_name -> google.protobuf.Timestamp
+	132, // 126: fastlane.v1.PreviewScheduleResponse.times:type_name -> google.protobuf.Timestamp
+	51,  // 127: fastlane.v1.BatchEnqueueJobsRequest.requests:type_name -> fastlane.v1.EnqueueJobRequest
+	72,  // 128: fastlane.v1.BatchEnqueueJobsRequest.array:type_name -> fastlane.v1.JobArray
+	51,  // 129: fastlane.v1.JobArray.request:type_name -> fastlane.v1.EnqueueJobRequest
+	123, // 130: fastlane.v1.BatchEnqueueJobsResponse.results:type_name -> fastlane.v1.BatchEnqueueJobsResponse.Result
+	4,   // 131: fastlane.v1.Rejection.reason:type_name -> fastlane.v1.ErrorReason
+	124, // 132: fastlane.v1.Rejection.metadata:type_name -> fastlane.v1.Rejection.MetadataEntry
+	125, // 133: fastlane.v1.Rejection.violations:type_name -> fastlane.v1.Rejection.FieldViolation
+	0,   // 134: fastlane.v1.JobFilter.states:type_name -> fastlane.v1.State
+	126, // 135: fastlane.v1.JobFilter.labels:type_name -> fastlane.v1.JobFilter.LabelsEntry
+	132, // 136: fastlane.v1.JobFilter.since_time:type_name -> google.protobuf.Timestamp
+	132, // 137: fastlane.v1.JobFilter.until_time:type_name -> google.protobuf.Timestamp
+	75,  // 138: fastlane.v1.BatchStopJobsRequest.filter:type_name -> fastlane.v1.JobFilter
+	130, // 139: fastlane.v1.BatchStopJobsRequest.grace:type_name -> google.protobuf.Duration
+	75,  // 140: fastlane.v1.BatchRetryJobsRequest.filter:type_name -> fastlane.v1.JobFilter
+	132, // 141: fastlane.v1.BatchRetryJobsRequest.until_time:type_name -> google.protobuf.Timestamp
+	132, // 142: fastlane.v1.BatchRetryJobsResponse.until_time:type_name -> google.protobuf.Timestamp
+	127, // 143: fastlane.v1.WatchJobsRequest.labels:type_name -> fastlane.v1.WatchJobsRequest.LabelsEntry
+	130, // 144: fastlane.v1.WatchJobsRequest.heartbeat_interval:type_name -> google.protobuf.Duration
+	31,  // 145: fastlane.v1.WatchJobsResponse.job:type_name -> fastlane.v1.Job
+	44,  // 146: fastlane.v1.WatchJobsResponse.heartbeat:type_name -> fastlane.v1.LogHeartbeat
+	128, // 147: fastlane.v1.WatchJobsResponse.caught_up:type_name -> fastlane.v1.WatchJobsResponse.CaughtUp
+	34,  // 148: fastlane.v1.GetExecutionResponse.execution:type_name -> fastlane.v1.Execution
+	0,   // 149: fastlane.v1.ListExecutionsRequest.states:type_name -> fastlane.v1.State
+	34,  // 150: fastlane.v1.ListExecutionsResponse.executions:type_name -> fastlane.v1.Execution
+	130, // 151: fastlane.v1.StopExecutionRequest.grace:type_name -> google.protobuf.Duration
+	34,  // 152: fastlane.v1.StopExecutionResponse.execution:type_name -> fastlane.v1.Execution
+	30,  // 153: fastlane.v1.GetTaskResponse.task:type_name -> fastlane.v1.TaskSummary
+	30,  // 154: fastlane.v1.ListTasksResponse.tasks:type_name -> fastlane.v1.TaskSummary
+	130, // 155: fastlane.v1.UpdateTaskRequest.rate_window:type_name -> google.protobuf.Duration
+	129, // 156: fastlane.v1.UpdateTaskRequest.notifications:type_name -> fastlane.v1.UpdateTaskRequest.Notifications
+	30,  // 157: fastlane.v1.UpdateTaskResponse.task:type_name -> fastlane.v1.TaskSummary
+	39,  // 158: fastlane.v1.ListHostsResponse.hosts:type_name -> fastlane.v1.EngineHost
+	39,  // 159: fastlane.v1.DrainHostResponse.host:type_name -> fastlane.v1.EngineHost
+	39,  // 160: fastlane.v1.ResumeHostResponse.host:type_name -> fastlane.v1.EngineHost
+	5,   // 161: fastlane.v1.ListDeliveriesRequest.states:type_name -> fastlane.v1.DeliveryState
+	29,  // 162: fastlane.v1.ListDeliveriesResponse.deliveries:type_name -> fastlane.v1.Delivery
+	29,  // 163: fastlane.v1.RedeliverNotificationResponse.delivery:type_name -> fastlane.v1.Delivery
+	132, // 164: fastlane.v1.GetServerInfoResponse.start_time:type_name -> google.protobuf.Timestamp
+	132, // 165: fastlane.v1.GetServerInfoResponse.time:type_name -> google.protobuf.Timestamp
+	130, // 166: fastlane.v1.GetServerInfoResponse.max_timeout:type_name -> google.protobuf.Duration
+	130, // 167: fastlane.v1.GetServerInfoResponse.default_timeout:type_name -> google.protobuf.Duration
+	130, // 168: fastlane.v1.GetServerInfoResponse.keep_logs:type_name -> google.protobuf.Duration
+	130, // 169: fastlane.v1.GetServerInfoResponse.keep_jobs:type_name -> google.protobuf.Duration
+	130, // 170: fastlane.v1.PruneRequest.older_than:type_name -> google.protobuf.Duration
+	112, // 171: fastlane.v1.ListAuditEntriesResponse.entries:type_name -> fastlane.v1.AuditEntry
+	132, // 172: fastlane.v1.AuditEntry.time:type_name -> google.protobuf.Timestamp
+	120, // 173: fastlane.v1.Notification.Webhook.headers:type_name -> fastlane.v1.Notification.Webhook.HeadersEntry
+	130, // 174: fastlane.v1.Notification.Webhook.timeout:type_name -> google.protobuf.Duration
+	132, // 175: fastlane.v1.Execution.Times.create_time:type_name -> google.protobuf.Timestamp
+	132, // 176: fastlane.v1.Execution.Times.due_time:type_name -> google.protobuf.Timestamp
+	132, // 177: fastlane.v1.Execution.Times.claim_time:type_name -> google.protobuf.Timestamp
+	132, // 178: fastlane.v1.Execution.Times.pull_time:type_name -> google.protobuf.Timestamp
+	132, // 179: fastlane.v1.Execution.Times.container_time:type_name -> google.protobuf.Timestamp
+	132, // 180: fastlane.v1.Execution.Times.start_time:type_name -> google.protobuf.Timestamp
+	132, // 181: fastlane.v1.Execution.Times.first_byte_time:type_name -> google.protobuf.Timestamp
+	132, // 182: fastlane.v1.Execution.Times.exit_time:type_name -> google.protobuf.Timestamp
+	132, // 183: fastlane.v1.Execution.Times.seal_time:type_name -> google.protobuf.Timestamp
+	132, // 184: fastlane.v1.Execution.Times.end_time:type_name -> google.protobuf.Timestamp
+	132, // 185: fastlane.v1.Execution.Times.prune_time:type_name -> google.protobuf.Timestamp
+	52,  // 186: fastlane.v1.BatchEnqueueJobsResponse.Result.enqueued:type_name -> fastlane.v1.EnqueueJobResponse
+	74,  // 187: fastlane.v1.BatchEnqueueJobsResponse.Result.rejection:type_name -> fastlane.v1.Rejection
+	28,  // 188: fastlane.v1.UpdateTaskRequest.Notifications.items:type_name -> fastlane.v1.Notification
+	51,  // 189: fastlane.v1.JobService.EnqueueJob:input_type -> fastlane.v1.EnqueueJobRequest
+	53,  // 190: fastlane.v1.JobService.GetJob:input_type -> fastlane.v1.GetJobRequest
+	55,  // 191: fastlane.v1.JobService.ListJobs:input_type -> fastlane.v1.ListJobsRequest
+	57,  // 192: fastlane.v1.JobService.StopJob:input_type -> fastlane.v1.StopJobRequest
+	59,  // 193: fastlane.v1.JobService.RetryJob:input_type -> fastlane.v1.RetryJobRequest
+	61,  // 194: fastlane.v1.JobService.ReplaceJob:input_type -> fastlane.v1.ReplaceJobRequest
+	63,  // 195: fastlane.v1.JobService.PauseSchedule:input_type -> fastlane.v1.PauseScheduleRequest
+	65,  // 196: fastlane.v1.JobService.ResumeSchedule:input_type -> fastlane.v1.ResumeScheduleRequest
+	67,  // 197: fastlane.v1.JobService.PreviewSchedule:input_type -> fastlane.v1.PreviewScheduleRequest
+	71,  // 198: fastlane.v1.JobService.BatchEnqueueJobs:input_type -> fastlane.v1.BatchEnqueueJobsRequest
+	76,  // 199: fastlane.v1.JobService.BatchStopJobs:input_type -> fastlane.v1.BatchStopJobsRequest
+	78,  // 200: fastlane.v1.JobService.BatchRetryJobs:input_type -> fastlane.v1.BatchRetryJobsRequest
+	69,  // 201: fastlane.v1.JobService.UploadInput:input_type -> fastlane.v1.UploadInputRequest
+	80,  // 202: fastlane.v1.JobService.WatchJobs:input_type -> fastlane.v1.WatchJobsRequest
+	47,  // 203: fastlane.v1.JobService.StreamJobLogs:input_type -> fastlane.v1.StreamJobLogsRequest
+	82,  // 204: fastlane.v1.ExecutionService.GetExecution:input_type -> fastlane.v1.GetExecutionRequest
+	84,  // 205: fastlane.v1.ExecutionService.ListExecutions:input_type -> fastlane.v1.ListExecutionsRequest
+	86,  // 206: fastlane.v1.ExecutionService.ReadOutputs:input_type -> fastlane.v1.ReadOutputsRequest
+	88,  // 207: fastlane.v1.ExecutionService.StopExecution:input_type -> fastlane.v1.StopExecutionRequest
+	40,  // 208: fastlane.v1.ExecutionService.StreamExecutionLogs:input_type -> fastlane.v1.StreamExecutionLogsRequest
+	90,  // 209: fastlane.v1.TaskService.GetTask:input_type -> fastlane.v1.GetTaskRequest
+	92,  // 210: fastlane.v1.TaskService.ListTasks:input_type -> fastlane.v1.ListTasksRequest
+	94,  // 211: fastlane.v1.TaskService.UpdateTask:input_type -> fastlane.v1.UpdateTaskRequest
+	96,  // 212: fastlane.v1.HostService.ListHosts:input_type -> fastlane.v1.ListHostsRequest
+	98,  // 213: fastlane.v1.HostService.DrainHost:input_type -> fastlane.v1.DrainHostRequest
+	100, // 214: fastlane.v1.HostService.ResumeHost:input_type -> fastlane.v1.ResumeHostRequest
+	102, // 215: fastlane.v1.NotificationService.ListDeliveries:input_type -> fastlane.v1.ListDeliveriesRequest
+	104, // 216: fastlane.v1.NotificationService.RedeliverNotification:input_type -> fastlane.v1.RedeliverNotificationRequest
+	106, // 217: fastlane.v1.ServerService.GetServerInfo:input_type -> fastlane.v1.GetServerInfoRequest
+	108, // 218: fastlane.v1.ServerService.Prune:input_type -> fastlane.v1.PruneRequest
+	110, // 219: fastlane.v1.ServerService.ListAuditEntries:input_type -> fastlane.v1.ListAuditEntriesRequest
+	52,  // 220: fastlane.v1.JobService.EnqueueJob:output_type -> fastlane.v1.EnqueueJobResponse
+	54,  // 221: fastlane.v1.JobService.GetJob:output_type -> fastlane.v1.GetJobResponse
+	56,  // 222: fastlane.v1.JobService.ListJobs:output_type -> fastlane.v1.ListJobsResponse
+	58,  // 223: fastlane.v1.JobService.StopJob:output_type -> fastlane.v1.StopJobResponse
+	60,  // 224: fastlane.v1.JobService.RetryJob:output_type -> fastlane.v1.RetryJobResponse
+	62,  // 225: fastlane.v1.JobService.ReplaceJob:output_type -> fastlane.v1.ReplaceJobResponse
+	64,  // 226: fastlane.v1.JobService.PauseSchedule:output_type -> fastlane.v1.PauseScheduleResponse
+	66,  // 227: fastlane.v1.JobService.ResumeSchedule:output_type -> fastlane.v1.ResumeScheduleResponse
+	68,  // 228: fastlane.v1.JobService.PreviewSchedule:output_type -> fastlane.v1.PreviewScheduleResponse
+	73,  // 229: fastlane.v1.JobService.BatchEnqueueJobs:output_type -> fastlane.v1.BatchEnqueueJobsResponse
+	77,  // 230: fastlane.v1.JobService.BatchStopJobs:output_type -> fastlane.v1.BatchStopJobsResponse
+	79,  // 231: fastlane.v1.JobService.BatchRetryJobs:output_type -> fastlane.v1.BatchRetryJobsResponse
+	70,  // 232: fastlane.v1.JobService.UploadInput:output_type -> fastlane.v1.UploadInputResponse
+	81,  // 233: fastlane.v1.JobService.WatchJobs:output_type -> fastlane.v1.WatchJobsResponse
+	48,  // 234: fastlane.v1.JobService.StreamJobLogs:output_type -> fastlane.v1.StreamJobLogsResponse
+	83,  // 235: fastlane.v1.ExecutionService.GetExecution:output_type -> fastlane.v1.GetExecutionResponse
+	85,  // 236: fastlane.v1.ExecutionService.ListExecutions:output_type -> fastlane.v1.ListExecutionsResponse
+	87,  // 237: fastlane.v1.ExecutionService.ReadOutputs:output_type -> fastlane.v1.ReadOutputsResponse
+	89,  // 238: fastlane.v1.ExecutionService.StopExecution:output_type -> fastlane.v1.StopExecutionResponse
+	41,  // 239: fastlane.v1.ExecutionService.StreamExecutionLogs:output_type -> fastlane.v1.StreamExecutionLogsResponse
+	91,  // 240: fastlane.v1.TaskService.GetTask:output_type -> fastlane.v1.GetTaskResponse
+	93,  // 241: fastlane.v1.TaskService.ListTasks:output_type -> fastlane.v1.ListTasksResponse
+	95,  // 242: fastlane.v1.TaskService.UpdateTask:output_type -> fastlane.v1.UpdateTaskResponse
+	97,  // 243: fastlane.v1.HostService.ListHosts:output_type -> fastlane.v1.ListHostsResponse
+	99,  // 244: fastlane.v1.HostService.DrainHost:output_type -> fastlane.v1.DrainHostResponse
+	101, // 245: fastlane.v1.HostService.ResumeHost:output_type -> fastlane.v1.ResumeHostResponse
+	103, // 246: fastlane.v1.NotificationService.ListDeliveries:output_type -> fastlane.v1.ListDeliveriesResponse
+	105, // 247: fastlane.v1.NotificationService.RedeliverNotification:output_type -> fastlane.v1.RedeliverNotificationResponse
+	107, // 248: fastlane.v1.ServerService.GetServerInfo:output_type -> fastlane.v1.GetServerInfoResponse
+	109, // 249: fastlane.v1.ServerService.Prune:output_type -> fastlane.v1.PruneResponse
+	111, // 250: fastlane.v1.ServerService.ListAuditEntries:output_type -> fastlane.v1.ListAuditEntriesResponse
+	220, // [220:251] is the sub-list for method output_type
+	189, // [189:220] is the sub-list for method input_type
+	189, // [189:189] is the sub-list for extension type_name
+	189, // [189:189] is the sub-list for extension extendee
+	0,   // [0:189] is the sub-list for field type_name
 }
 
 func init() { file_fastlane_v1_fastlane_proto_init() }
@@ -11249,24 +11647,24 @@ func file_fastlane_v1_fastlane_proto_init() {
 	if File_fastlane_v1_fastlane_proto != nil {
 		return
 	}
-	file_fastlane_v1_fastlane_proto_msgTypes[5].OneofWrappers = []any{}
-	file_fastlane_v1_fastlane_proto_msgTypes[10].OneofWrappers = []any{
+	file_fastlane_v1_fastlane_proto_msgTypes[6].OneofWrappers = []any{}
+	file_fastlane_v1_fastlane_proto_msgTypes[11].OneofWrappers = []any{
 		(*Notification_Webhook_)(nil),
 		(*Notification_Mail_)(nil),
 	}
-	file_fastlane_v1_fastlane_proto_msgTypes[17].OneofWrappers = []any{}
-	file_fastlane_v1_fastlane_proto_msgTypes[19].OneofWrappers = []any{}
+	file_fastlane_v1_fastlane_proto_msgTypes[18].OneofWrappers = []any{}
 	file_fastlane_v1_fastlane_proto_msgTypes[20].OneofWrappers = []any{}
-	file_fastlane_v1_fastlane_proto_msgTypes[22].OneofWrappers = []any{}
-	file_fastlane_v1_fastlane_proto_msgTypes[23].OneofWrappers = []any{
+	file_fastlane_v1_fastlane_proto_msgTypes[21].OneofWrappers = []any{}
+	file_fastlane_v1_fastlane_proto_msgTypes[23].OneofWrappers = []any{}
+	file_fastlane_v1_fastlane_proto_msgTypes[24].OneofWrappers = []any{
 		(*StreamExecutionLogsResponse_Gap)(nil),
 		(*StreamExecutionLogsResponse_Heartbeat)(nil),
 		(*StreamExecutionLogsResponse_State)(nil),
 		(*StreamExecutionLogsResponse_End)(nil),
 	}
-	file_fastlane_v1_fastlane_proto_msgTypes[25].OneofWrappers = []any{}
-	file_fastlane_v1_fastlane_proto_msgTypes[29].OneofWrappers = []any{}
-	file_fastlane_v1_fastlane_proto_msgTypes[30].OneofWrappers = []any{
+	file_fastlane_v1_fastlane_proto_msgTypes[26].OneofWrappers = []any{}
+	file_fastlane_v1_fastlane_proto_msgTypes[30].OneofWrappers = []any{}
+	file_fastlane_v1_fastlane_proto_msgTypes[31].OneofWrappers = []any{
 		(*StreamJobLogsResponse_Gap)(nil),
 		(*StreamJobLogsResponse_Heartbeat)(nil),
 		(*StreamJobLogsResponse_State)(nil),
@@ -11274,14 +11672,14 @@ func file_fastlane_v1_fastlane_proto_init() {
 		(*StreamJobLogsResponse_JobEnd)(nil),
 		(*StreamJobLogsResponse_Execution)(nil),
 	}
-	file_fastlane_v1_fastlane_proto_msgTypes[63].OneofWrappers = []any{
+	file_fastlane_v1_fastlane_proto_msgTypes[64].OneofWrappers = []any{
 		(*WatchJobsResponse_Job)(nil),
 		(*WatchJobsResponse_PrunedJobId)(nil),
 		(*WatchJobsResponse_Heartbeat)(nil),
 		(*WatchJobsResponse_CaughtUp_)(nil),
 	}
-	file_fastlane_v1_fastlane_proto_msgTypes[74].OneofWrappers = []any{}
-	file_fastlane_v1_fastlane_proto_msgTypes[102].OneofWrappers = []any{
+	file_fastlane_v1_fastlane_proto_msgTypes[77].OneofWrappers = []any{}
+	file_fastlane_v1_fastlane_proto_msgTypes[106].OneofWrappers = []any{
 		(*BatchEnqueueJobsResponse_Result_Enqueued)(nil),
 		(*BatchEnqueueJobsResponse_Result_Rejection)(nil),
 	}
@@ -11290,8 +11688,8 @@ func file_fastlane_v1_fastlane_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_fastlane_v1_fastlane_proto_rawDesc), len(file_fastlane_v1_fastlane_proto_rawDesc)),
-			NumEnums:      16,
-			NumMessages:   109,
+			NumEnums:      17,
+			NumMessages:   113,
 			NumExtensions: 0,
 			NumServices:   6,
 		},

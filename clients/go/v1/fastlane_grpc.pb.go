@@ -835,6 +835,7 @@ var JobService_ServiceDesc = grpc.ServiceDesc{
 const (
 	ExecutionService_GetExecution_FullMethodName        = "/fastlane.v1.ExecutionService/GetExecution"
 	ExecutionService_ListExecutions_FullMethodName      = "/fastlane.v1.ExecutionService/ListExecutions"
+	ExecutionService_ReadOutputs_FullMethodName         = "/fastlane.v1.ExecutionService/ReadOutputs"
 	ExecutionService_StopExecution_FullMethodName       = "/fastlane.v1.ExecutionService/StopExecution"
 	ExecutionService_StreamExecutionLogs_FullMethodName = "/fastlane.v1.ExecutionService/StreamExecutionLogs"
 )
@@ -849,6 +850,10 @@ type ExecutionServiceClient interface {
 	GetExecution(ctx context.Context, in *GetExecutionRequest, opts ...grpc.CallOption) (*GetExecutionResponse, error)
 	// Returns executions, newest first: of one job, of one task, or of all. INVALID_ARGUMENT, PAGE_TOKEN_INVALID.
 	ListExecutions(ctx context.Context, in *ListExecutionsRequest, opts ...grpc.CallOption) (*ListExecutionsResponse, error)
+	// Returns a part of the outputs of an execution: of the tar archive, from `offset` on. Call it with rising offsets up
+	// to `size_bytes`, then compare the checksum. NOT_FOUND, OUTPUTS_NOT_FOUND. INVALID_ARGUMENT: `offset` is beyond the
+	// end.
+	ReadOutputs(ctx context.Context, in *ReadOutputsRequest, opts ...grpc.CallOption) (*ReadOutputsResponse, error)
 	// Stops this execution. The job's schedule continues; the run has no further attempts. A job without a schedule ends
 	// with it. A stop of a final execution changes nothing and returns OK. NOT_FOUND, EXECUTION_NOT_FOUND.
 	StopExecution(ctx context.Context, in *StopExecutionRequest, opts ...grpc.CallOption) (*StopExecutionResponse, error)
@@ -895,6 +900,16 @@ func (c *executionServiceClient) ListExecutions(ctx context.Context, in *ListExe
 	return out, nil
 }
 
+func (c *executionServiceClient) ReadOutputs(ctx context.Context, in *ReadOutputsRequest, opts ...grpc.CallOption) (*ReadOutputsResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ReadOutputsResponse)
+	err := c.cc.Invoke(ctx, ExecutionService_ReadOutputs_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *executionServiceClient) StopExecution(ctx context.Context, in *StopExecutionRequest, opts ...grpc.CallOption) (*StopExecutionResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(StopExecutionResponse)
@@ -934,6 +949,10 @@ type ExecutionServiceServer interface {
 	GetExecution(context.Context, *GetExecutionRequest) (*GetExecutionResponse, error)
 	// Returns executions, newest first: of one job, of one task, or of all. INVALID_ARGUMENT, PAGE_TOKEN_INVALID.
 	ListExecutions(context.Context, *ListExecutionsRequest) (*ListExecutionsResponse, error)
+	// Returns a part of the outputs of an execution: of the tar archive, from `offset` on. Call it with rising offsets up
+	// to `size_bytes`, then compare the checksum. NOT_FOUND, OUTPUTS_NOT_FOUND. INVALID_ARGUMENT: `offset` is beyond the
+	// end.
+	ReadOutputs(context.Context, *ReadOutputsRequest) (*ReadOutputsResponse, error)
 	// Stops this execution. The job's schedule continues; the run has no further attempts. A job without a schedule ends
 	// with it. A stop of a final execution changes nothing and returns OK. NOT_FOUND, EXECUTION_NOT_FOUND.
 	StopExecution(context.Context, *StopExecutionRequest) (*StopExecutionResponse, error)
@@ -965,6 +984,9 @@ func (UnimplementedExecutionServiceServer) GetExecution(context.Context, *GetExe
 }
 func (UnimplementedExecutionServiceServer) ListExecutions(context.Context, *ListExecutionsRequest) (*ListExecutionsResponse, error) {
 	return nil, status.Errorf(codes.Unimplemented, "method ListExecutions not implemented")
+}
+func (UnimplementedExecutionServiceServer) ReadOutputs(context.Context, *ReadOutputsRequest) (*ReadOutputsResponse, error) {
+	return nil, status.Errorf(codes.Unimplemented, "method ReadOutputs not implemented")
 }
 func (UnimplementedExecutionServiceServer) StopExecution(context.Context, *StopExecutionRequest) (*StopExecutionResponse, error) {
 	return nil, status.Errorf(codes.Unimplemented, "method StopExecution not implemented")
@@ -1029,6 +1051,24 @@ func _ExecutionService_ListExecutions_Handler(srv interface{}, ctx context.Conte
 	return interceptor(ctx, in, info, handler)
 }
 
+func _ExecutionService_ReadOutputs_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ReadOutputsRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ExecutionServiceServer).ReadOutputs(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: ExecutionService_ReadOutputs_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ExecutionServiceServer).ReadOutputs(ctx, req.(*ReadOutputsRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _ExecutionService_StopExecution_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(StopExecutionRequest)
 	if err := dec(in); err != nil {
@@ -1072,6 +1112,10 @@ var ExecutionService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "ListExecutions",
 			Handler:    _ExecutionService_ListExecutions_Handler,
+		},
+		{
+			MethodName: "ReadOutputs",
+			Handler:    _ExecutionService_ReadOutputs_Handler,
 		},
 		{
 			MethodName: "StopExecution",

@@ -68,9 +68,8 @@ export class Client {
   /** `address`: HOST:PORT. The client connects when the first call is made. */
   constructor(address: string, options: ClientOptions = {}) {
     const direct = LOOPBACK.test(address) && { "grpc.enable_http_proxy": 0 };
-    const channel = { ...CONNECTION, ...direct, ...options.channel };
     this.#options = options;
-    this.#connection = new Connection(address, credentialsOf(options), channel);
+    this.#connection = new Connection(address, credentialsOf(options), { ...CONNECTION, ...direct, ...options.channel });
   }
 
   /** End all calls and tails. */
@@ -119,13 +118,15 @@ export class Client {
   ): Promise<MessageShape<M["output"]>> {
     const deadline = Date.now() + timeoutMs;
     const request = create(method.input, init) as MessageShape<M["input"]>;
+    let error: FastlaneError | undefined;
     for (let failures = 0; ; failures++) {
-      let error: FastlaneError;
       try {
         return await this.#once(method, request, deadline, signal);
       } catch (caught) {
         signal?.throwIfAborted();
-        error = errorOf(caught);
+        const failure = errorOf(caught);
+        // The end of the time does not say why: the failure before it does.
+        error = failure.code === status.DEADLINE_EXCEEDED ? (error ?? failure) : failure;
       }
       if (!error.passing || Date.now() + (error.retryAfterMs ?? 0) >= deadline) {
         throw error;
@@ -153,7 +154,7 @@ function credentialsOf({ tlsCa = "", tlsCert = "", tlsKey = "" }: ClientOptions)
   if (!tlsCa && !tlsCert && !tlsKey) {
     return credentials.createInsecure();
   }
-  return usable("TLS", () => {
+  return usable(`TLS with tlsCert "${tlsCert}", tlsKey "${tlsKey}"`, () => {
     const authorities = tlsCa && tlsCa !== "system" ? readFileSync(tlsCa) : null;
     return credentials.createSsl(authorities, ...(tlsCert || tlsKey ? [readFileSync(tlsKey), readFileSync(tlsCert)] : []));
   });

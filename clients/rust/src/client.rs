@@ -44,18 +44,18 @@ pub struct Options {
 
 impl Options {
     fn tls(&self) -> Result<Option<ClientTlsConfig>, Error> {
-        let mut tls = match &self.tls_ca {
+        let tls = match &self.tls_ca {
             Some(ca) if ca.as_os_str() != "system" => {
                 ClientTlsConfig::new().ca_certificate(Certificate::from_pem(read(ca)?))
             }
-            None if self.tls_cert.is_none() => return Ok(None),
+            None if self.tls_cert.is_none() && self.tls_key.is_none() => return Ok(None),
             _ => ClientTlsConfig::new().with_native_roots(),
         };
-        if let Some(cert) = &self.tls_cert {
-            let key = self.tls_key.as_ref().ok_or_else(|| refused("tls_cert and tls_key go together"))?;
-            tls = tls.identity(Identity::from_pem(read(cert)?, read(key)?));
+        match (&self.tls_cert, &self.tls_key) {
+            (Some(cert), Some(key)) => Ok(Some(tls.identity(Identity::from_pem(read(cert)?, read(key)?)))),
+            (None, None) => Ok(Some(tls)),
+            _ => Err(refused("tls_cert and tls_key go together: give both, or neither")),
         }
-        Ok(Some(tls))
     }
 }
 

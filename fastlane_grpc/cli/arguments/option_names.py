@@ -1,12 +1,13 @@
 """The names of the command line in place of the fields of the contract, for errors of the server."""
 
 import re
+from collections.abc import Iterator
 
 import click
 
 # The longest first: `spec.limits.memory_bytes`, `spec.envs["A"]`, `filter.labels`, `task_id`.
 _FIELD = re.compile(
-    r"""(?<![.\w])(?:spec|cron|filter)\.(?:[a-z_]+(?:\[[0-9]+\])?\.)*([a-z_]+)(?:\[("?)(.*?)\2\](?=:|\s|$))?"""
+    r"""(?<![.\w])(?:spec|cron|filter)\.((?:[a-z_]+(?:\[[0-9]+\])?\.)*[a-z_0-9]+)(?:\[("?)(.*?)\2\](?=:|\s|$))?"""
 )
 # Fields that are not inside of a spec begin a message, or the next violation in it.
 _OUTER_FIELD = re.compile(r"(?:(?<=; )|^)([a-z_]+)(?=: )")
@@ -23,21 +24,26 @@ _PARAMETERS = {
     "key": "unique_key",
     "max_retries": "retries",
     "initial_backoff": "backoff",
+    "notifications": "notify_urls",
     "webhook": "notify_urls",
-    "url": "notify_urls",
     "secret_name": "notify_secret",
     "mail": "notify_mails",
-    "to": "notify_mails",
-    "path": "tmpfs",
-    "size_bytes": "tmpfs",
-    "mode": "tmpfs",
-    "name": "ulimits",
-    "soft": "ulimits",
-    "hard": "ulimits",
     "extra_hosts": "add_hosts",
     "servers": "dns_servers",
     "search_domains": "dns_search",
     "options": "dns_options",
+    "dns": "dns_servers",
+    "spec.retry": "retries",
+    "factor": "backoff_factor",
+    "exit_codes": "causes",
+    "except_exit_codes": "except_codes",
+    "memory_growth.factor": "memory_growth",
+    "max_bytes": "max_memory_bytes",
+    "states": "notify_on",
+    "event": "notify_event",
+    "secret": "notify_secret",
+    "unique": "unique_key",
+    "conflict": "on_conflict",
 }
 
 
@@ -50,13 +56,22 @@ def with_option_names(message: str) -> str:
     names = {parameter.name: _name(parameter) for parameter in context.command.params}
 
     def option(found: re.Match[str]) -> str:
-        name = names.get(_PARAMETERS.get(found[1], found[1])) or names.get(found[1])
+        parameters = (_PARAMETERS.get(field, field) for field in _fields(found[1], inside=found.re is _FIELD))
+        name = next((names[parameter] for parameter in parameters if parameter in names), None)
         if name is None:
             return found[0]
         return f"{name} {found[3]}" if found.re is _FIELD and found[2] else name
 
     message = _CONNECTION_NAME.sub(lambda found: f"--{found[1]}-{found[2]}", message)
     return _OUTER_FIELD.sub(option, _FIELD.sub(option, message))
+
+
+def _fields(path: str, *, inside: bool) -> Iterator[str]:
+    """Return what a field may be known by: its name below that of its message, its name, then the message's."""
+    names = re.sub(r"\[[0-9]+\]", "", f"spec.{path}" if inside else path).split(".")
+    for last in reversed(range(len(names))):
+        yield ".".join(names[max(last - 1, 0) : last + 1])
+        yield names[last]
 
 
 def _name(parameter: click.Parameter) -> str:

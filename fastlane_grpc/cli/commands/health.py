@@ -25,7 +25,7 @@ _SECONDS = 5.0
 def health(environ: Mapping[str, str], /, *, service: str, data_dir: str | None, file: Path | None) -> int:
     """Ask a server of this machine whether it serves. The exit status is 0 if it does, else 1.
 
-    The server is asked at a socket in its data directory: no certificate and no token is needed. Let a supervisor
+    The server is asked at a socket of its machine: no certificate and no token is needed. Let a supervisor
     restart the server only because of `live`. The health checks of containers can be this command.
 
     \b

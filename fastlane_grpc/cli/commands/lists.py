@@ -314,11 +314,13 @@ def _job_facts(job: pb.Job, now: datetime) -> Iterator[tuple[str, str]]:
     yield "entrypoint", shlex.join(spec.entrypoint)
     yield "command", " ".join(filter(None, [spec.command, shlex.join(spec.args)]))
     yield "envs", " ".join(f"{name}={shlex.quote(value)}" for name, value in sorted(spec.envs.items()))
+    yield "secrets", " ".join(f"{name}={secret}" for name, secret in sorted(spec.secret_envs.items()))
     yield "labels", " ".join(f"{name}={shlex.quote(value)}" for name, value in sorted(spec.labels.items()))
     yield "timeout", span(spec.timeout.ToTimedelta()) if spec.HasField("timeout") else ""
     yield "limits", ", ".join(_limits(spec.limits))
     yield "volumes", ", ".join(_volumes(spec))
     yield "inputs", ", ".join(f"{each.path} ({size(each.size_bytes)})" for each in spec.inputs)
+    yield "outputs", " ".join(spec.outputs)
     yield "ulimits", " ".join(_ulimits(spec))
     yield "dropped", " ".join(spec.cap_drop)
     yield "tmpfs", ", ".join(_tmpfs(spec))

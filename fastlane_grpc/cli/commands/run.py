@@ -33,9 +33,11 @@ from fastlane_grpc.cli.arguments.options import (
     shows_output_of_run,
     talks_to_server,
 )
+from fastlane_grpc.cli.arguments.outputs import WantedOutput, read_output
 from fastlane_grpc.cli.arguments.policies import read_cause, read_exit_code, with_policies
 from fastlane_grpc.cli.arguments.stdin import is_given
 from fastlane_grpc.cli.commands.enqueue_file import FileEnqueue, task_of
+from fastlane_grpc.cli.commands.outputs import fetch
 from fastlane_grpc.cli.connection import (
     client_of,
     connected,
@@ -137,6 +139,13 @@ _JOB_OPTIONS = [
         multiple=True,
         metavar="PATH",
         help="Set the environment variables in this file, one per line.",
+    ),
+    click.option(
+        "--secret-env",
+        "secret_envs",
+        type=PAIR,
+        multiple=True,
+        help="Set an environment variable to a secret of the operator, as PASSWORD=db-password.",
     ),
     click.option("--timeout", type=DURATION, help="Maximum run time, as 90s or 2h.  [default: the server's]"),
     click.option(
@@ -340,6 +349,24 @@ def _describes_job(function: Function) -> Function:
     return click.argument("words", nargs=-1, type=click.UNPROCESSED, metavar="[--] [WORD]...")(function)
 
 
+# `enqueue` and `replace` have --output for the form of their answer.
+_copies_outputs = click.option(
+    "--output",
+    "--keep",
+    "outputs",
+    type=Reads("output", read_output),
+    multiple=True,
+    help="Keep a file or directory of the container and copy it here, as /src/dist or /src/dist:dist.",
+)
+_keeps_outputs = click.option(
+    "--keep",
+    "outputs",
+    type=Reads("path", read_output),
+    multiple=True,
+    help="Keep a file or directory of the container, as /src/dist; `fastlane outputs` gets it.",
+)
+
+
 def _enqueues_one(function: Function) -> Function:
     for option in reversed(_ENQUEUE_OPTIONS):
         function = option(function)
@@ -349,6 +376,7 @@ def _enqueues_one(function: Function) -> Function:
 @click.command(cls=_JobCommand)
 @click.argument("image")
 @_describes_job
+@_copies_outputs
 @_enqueues_one
 @click.option("-d", "--detach", is_flag=True, help="Print the job's id and exit, as `fastlane enqueue`.")
 @shows_output_of_run
@@ -364,6 +392,7 @@ def run(
     heartbeat: timedelta | None,
     no_exit_status: bool,
     address: str,
+    outputs: Sequence[WantedOutput],
     **job_options: Any,
 ) -> int:
     """Run a command in IMAGE: copy its stdout and stderr live, and exit with its status.
@@ -373,7 +402,7 @@ def run(
       fastlane run busybox -- sh -c 'echo hello; exit 3'
       fastlane run --task send-mail -e SMTP_SERVER=mail --timeout 2m registry:5000/mail:1.4 python send.py
       JOB=$(fastlane run -d busybox sleep 60)
-      fastlane run --input src:/src -w /src python:3 python -m unittest
+      fastlane run --input src:/src -w /src --output /src/dist node:22 npm run build
       fastlane run --retries 3 --backoff 5s busybox sh -c 'exit 1'
 
     Everything after IMAGE belongs to the command, as with `docker run`. A job gets no standard input and no terminal.
@@ -396,7 +425,7 @@ def run(
     with connected(address) as client:
         interrupts = None if detach else Interrupts(client_of(address))
         pause = time.sleep if interrupts is None else interrupts.pause
-        job = _enqueued(client, environ, pause, address=address, **job_options)
+        job = _enqueued(client, environ, pause, address=address, outputs=outputs, **job_options)
         if interrupts is None:
             click.echo(job.id)
             return 0
@@ -410,6 +439,8 @@ def run(
             display.say(f"job {job.id}")
         display.followed = f"job {job.id}"
         status = follow(client.tail_job(job.id, sources=display.sources), display)
+        if outputs and not _fetched(client, job.id, outputs):
+            status = status or 1
     if not told:
         # Whoever writes to it may have been slow.
         _tell_of_stdin()
@@ -419,6 +450,7 @@ def run(
 @click.command(cls=_JobCommand)
 @click.argument("image", required=False)
 @_describes_job
+@_keeps_outputs
 @_enqueues_one
 @click.option(
     "-f",
@@ -482,6 +514,7 @@ def enqueue(
 @click.argument("id", metavar="JOB")
 @click.argument("image")
 @_describes_job
+@_keeps_outputs
 @click.option("--etag", default="", help="Replace only if the job has this etag; `fastlane job -o json` shows it.")
 @answers
 @talks_to_server
@@ -576,6 +609,16 @@ def _enqueued(
     return job
 
 
+def _fetched(client: api.Client, job_id: str, outputs: Sequence[WantedOutput]) -> bool:
+    """Copy the outputs of a job that has ended here. Whether that was possible; if not, say why."""
+    try:
+        fetch(client, client.job(job_id).execution.id, outputs)
+    except (Failure, api.Error, api.OutputsDamaged) as error:
+        say(f"{error}; `fastlane outputs {job_id}` may still get them")
+        return False
+    return True
+
+
 def _open_id_file(path: Path | None) -> RawIOBase | BytesIO:
     try:
         return BytesIO() if path is None else path.open("wb", buffering=0)
@@ -589,8 +632,10 @@ def _job_options(
     words: Sequence[str],
     envs: Sequence[tuple[str, str | None]],
     env_files: Sequence[Path],
+    secret_envs: Sequence[tuple[str, str]],
     labels: Sequence[tuple[str, str]],
     entrypoint: str | None,
+    outputs: Sequence[WantedOutput],
     **options: Any,
 ) -> dict[str, Any]:
     """Return what both clients take of the options of `_describes_job`, but for the task and the image."""
@@ -598,7 +643,9 @@ def _job_options(
         **with_container(with_policies(options)),
         "args": words,
         "envs": _environment(envs, env_files, environ),
+        "secret_envs": dict(secret_envs),
         "labels": dict(labels),
+        "outputs": [each.path for each in outputs],
         "entrypoint": () if entrypoint is None else (entrypoint,),
     }
 

@@ -17,6 +17,7 @@ import io.grpc.Deadline;
 import io.grpc.ManagedChannel;
 import io.grpc.ManagedChannelBuilder;
 import io.grpc.MethodDescriptor;
+import io.grpc.Status;
 import io.grpc.StatusRuntimeException;
 import java.time.Duration;
 import java.util.Map;
@@ -114,11 +115,14 @@ public final class FastlaneClient implements AutoCloseable {
     private Job call(Function<JobServiceBlockingStub, Job> method) {
         Deadline deadline = Deadline.after(NANOSECONDS.convert(timeout), NANOSECONDS);
         JobServiceBlockingStub jobs = JobServiceGrpc.newBlockingStub(channel).withDeadline(deadline);
+        FastlaneException failure = null;
         for (int failures = 0; ; failures++) {
             try {
                 return method.apply(jobs);
             } catch (StatusRuntimeException error) {
-                FastlaneException failure = FastlaneException.of(error);
+                FastlaneException last = FastlaneException.of(error);
+                // The end of the time does not say why: the failure before it does.
+                failure = last.code() == Status.Code.DEADLINE_EXCEEDED && failure != null ? failure : last;
                 Duration pause = failure.pause(failures);
                 boolean late = deadline.timeRemaining(NANOSECONDS) < pause.toNanos();
                 if (!failure.isPassing() || late || channel.isShutdown()) {

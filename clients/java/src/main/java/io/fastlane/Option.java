@@ -2,7 +2,7 @@ package io.fastlane;
 
 /** What a client may be told beside the address. */
 public enum Option {
-    /** Turns TLS on. A PEM file of authorities, one of which signed the server's certificate; "system": this machine's. */
+    /** Turns TLS on. A PEM file of authorities that may sign the server's certificate; "system": this machine's. */
     TLS_CA,
     /** Turns TLS on. A PEM file with the client's own certificate, for a server that requires one. */
     TLS_CERT,

@@ -22,24 +22,32 @@ import java.io.File;
 import java.io.IOException;
 import java.nio.file.Files;
 import java.nio.file.Path;
+import java.util.Collections;
+import java.util.EnumSet;
 import java.util.Map;
+import java.util.Set;
 
 /** The channel that options ask for: with TLS, with a token in each call. */
 record Transport(Map<Option, String> options) {
     private static final Metadata.Key<String> AUTHORIZATION =
             Metadata.Key.of("authorization", Metadata.ASCII_STRING_MARSHALLER);
 
+    private static final Set<Option> TLS = EnumSet.of(TLS_CA, TLS_CERT, TLS_KEY);
+
     ManagedChannelBuilder<?> builder(String address) {
         try {
             return Grpc.newChannelBuilder(address, credentials()).intercept(this::withToken);
         } catch (IOException | RuntimeException unusable) {
-            throw refused("TLS %s: %s".formatted(options, unusable.getMessage()));
+            throw refused("TLS: " + unusable.getMessage());
         }
     }
 
     private ChannelCredentials credentials() throws IOException {
-        if (!options.containsKey(TLS_CA) && !options.containsKey(TLS_CERT)) {
+        if (Collections.disjoint(options.keySet(), TLS)) {
             return InsecureChannelCredentials.create();
+        }
+        if (options.containsKey(TLS_CERT) != options.containsKey(TLS_KEY)) {
+            throw new IOException("a certificate and its key go together: give both, or neither");
         }
         TlsChannelCredentials.Builder tls = TlsChannelCredentials.newBuilder();
         if (!options.getOrDefault(TLS_CA, "system").equals("system")) {

@@ -143,7 +143,7 @@ final class FastlaneClientTest {
             port = free.getLocalPort();
         }
         try (FastlaneClient nobody = new FastlaneClient("127.0.0.1:" + port)) {
-            FastlaneClient hurried = nobody.withTimeout(Duration.ofSeconds(2));
+            FastlaneClient hurried = nobody.withTimeout(Duration.ofSeconds(4));
             FastlaneException failure = assertThrows(FastlaneException.class, () -> hurried.get("j"));
             assertTrue(failure.getMessage().contains("refused"), failure.getMessage());
         }

@@ -1,0 +1,200 @@
+"""The Kubernetes backend: implements Backend over the pods of one namespace.
+
+The pod of an execution has the execution's name, so a create that is sent twice makes one pod. It is created with a
+scheduling gate, and `start` removes the gate: until then no node has the pod, and nothing of it runs.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import BinaryIO
+
+from fastlane_grpc.backend import (
+    BackendRefuses,
+    CannotRun,
+    Container,
+    ContainerGone,
+    Diagnosis,
+    Handle,
+    Image,
+    Info,
+    LeftContainer,
+    NameTaken,
+    NotRunning,
+    RefusalKind,
+    Wrapper,
+)
+from fastlane_grpc.kubernetes.api_errors import ClusterRefuses
+from fastlane_grpc.kubernetes.cluster_api import ClusterApi, Pod
+from fastlane_grpc.kubernetes.pod_body import (
+    EXECUTION_LABEL,
+    HOST,
+    INSTANCE_LABEL,
+    PodSettings,
+    pod_body,
+    pod_name,
+)
+from fastlane_grpc.kubernetes.pod_events import PodEvents
+from fastlane_grpc.kubernetes.pod_state import PodHandle, container_of, execution_of, handle_of
+from fastlane_grpc.model import Assignment, Execution, Reason
+
+# A grace of 0 would take the pod from the API server while its containers may run on; the node is asked instead.
+_AT_ONCE_SECONDS = 1
+
+
+class KubernetesBackend:
+    """Implements Backend over `api`, for the host called `host` of the instance."""
+
+    def __init__(self, api: ClusterApi, *, instance: str, host: str, settings: PodSettings | None = None) -> None:
+        self.address = api.address
+        self._api = api
+        self._instance = instance
+        self._host = host
+        self._settings = settings or PodSettings()
+
+    # -- images
+
+    def image(self, name: str) -> Image | None:
+        """Return an image of which nothing is known: the nodes pull it, and tell nobody what is in it."""
+        return Image(digest="", architecture="", entrypoint=(), command=())
+
+    def pull(
+        self, assignment: Assignment, *, on_line: Callable[[str], None], on_end: Callable[[Exception | None], None]
+    ) -> "_NoPull":
+        """Do nothing, as the node of the pod pulls the image."""
+        on_end(None)
+        return _NoPull()
+
+    # -- containers
+
+    def create(self, assignment: Assignment, image: Image, wrapper: Wrapper) -> Handle:
+        try:
+            body = pod_body(assignment, instance=self._instance, host=self._host, settings=self._settings)
+        except ValueError as error:
+            raise CannotRun(Reason.REFUSED_BY_ENGINE, f"the command is none: {error}") from error
+        try:
+            return handle_of(self._api.create(wrapper.wrap(body, image))).packed()
+        except ClusterRefuses as refusal:
+            if refusal.status == 409:
+                raise NameTaken(refusal.diagnosis) from refusal
+            raise
+
+    def unpack(self, handle: Handle, archive: Iterable[bytes]) -> None:
+        raise CannotRun(Reason.REFUSED_BY_ENGINE, "a pod that has no node has no files yet: it takes no inputs")
+
+    def mount_name(self, handle: Handle, target: str) -> str:
+        return ""
+
+    def archive(self, handle: Handle, path: str) -> BinaryIO | None:
+        detail = "the files of a pod are gone when it has ended: it keeps no outputs"
+        raise BackendRefuses(Diagnosis(detail, detail, detail, RefusalKind.FINAL))
+
+    def before_start(self, handle: Handle) -> Handle:
+        return handle
+
+    def start(self, handle: Handle) -> None:
+        """Remove the gate of the pod; a repetition changes nothing. The scheduler then looks for a node."""
+        pod = PodHandle.unpacked(handle.text)
+        changes = {"metadata": {"uid": pod.uid}, "spec": {"schedulingGates": None}}
+        try:
+            self._api.patch(pod.name, changes)
+        except ClusterRefuses as refusal:
+            # The second case: another pod has the name by now, and uids cannot be changed.
+            if refusal.status == 404 or (refusal.status == 422 and "metadata.uid" in refusal.message):
+                raise ContainerGone(refusal.diagnosis) from refusal
+            raise
+
+    def inspect(self, handle: Handle) -> Container | None:
+        pod = self._own(PodHandle.unpacked(handle.text))
+        return None if pod is None else container_of(pod)
+
+    def find(self, execution: Execution) -> Container | None:
+        name = pod_name(execution.id)
+        pod = self._api.pod(name)
+        if pod is None:
+            return None
+        labels = pod["metadata"].get("labels") or {}
+        if (labels.get(INSTANCE_LABEL), labels.get(EXECUTION_LABEL)) != (self._instance, execution.id):
+            detail = f"the namespace {self._api.namespace} has a pod {name} that this server did not make: remove it"
+            raise CannotRun(Reason.REFUSED_BY_ENGINE, detail)
+        return container_of(pod)
+
+    def signal(self, handle: Handle, signal: str, *, answer_seconds: float | None = None) -> None:
+        """Delete the pod, as there is no call for a signal: the node sends SIGTERM, and SIGKILL after the grace.
+
+        SIGKILL deletes it with the shortest grace that waits for the node. Raises BackendRefuses for other signals.
+        """
+        if signal not in {"SIGTERM", "SIGKILL"}:
+            message = f"Kubernetes sends SIGTERM and SIGKILL, and not {signal}"
+            raise ClusterRefuses(400, message)
+        pod = PodHandle.unpacked(handle.text)
+        grace_seconds = _AT_ONCE_SECONDS if signal == "SIGKILL" else None
+        if not self._api.delete(pod.name, grace_seconds=grace_seconds, uid=pod.uid):
+            message = f"there is no pod {pod.name} any more"
+            raise NotRunning(Diagnosis(message, message, message, RefusalKind.FINAL))
+
+    def remove(self, handle: Handle, *, force: bool) -> None:
+        handled = PodHandle.unpacked(handle.text)
+        pod = self._own(handled)
+        if pod is None:
+            return
+        container = container_of(pod)
+        idle = container.ended or not pod["spec"].get("nodeName")
+        if not idle and not force:
+            raise ClusterRefuses(409, f"the pod {handled.name} runs, or is about to")
+        # A pod that gets a node meanwhile has another version: it stays, and the next sweep finds it.
+        version = pod["metadata"]["resourceVersion"] if idle else ""
+        grace_seconds = 0 if idle else _AT_ONCE_SECONDS
+        if not self._api.delete(handled.name, grace_seconds=grace_seconds, uid=handled.uid, version=version) and idle:
+            self._remove_changed(handled, force=force)
+
+    def _remove_changed(self, handled: PodHandle, *, force: bool) -> None:
+        """Remove a pod that changed while it was being removed, unless it runs by now."""
+        pod = self._own(handled)
+        if pod is None:
+            return
+        if not force and pod["spec"].get("nodeName") and not container_of(pod).ended:
+            raise ClusterRefuses(409, f"the pod {handled.name} is about to run")
+        self._api.delete(handled.name, grace_seconds=_AT_ONCE_SECONDS, uid=handled.uid)
+
+    def containers(self) -> Sequence[LeftContainer]:
+        pods, _ = self._api.pods(f"{INSTANCE_LABEL}={self._instance}")
+        return [
+            LeftContainer(handle_of(pod).packed(), execution_of(pod), _host_of(pod) == self._host)
+            for pod in pods
+            # A pod that somebody made from the description of another one has the labels, and not the name.
+            if pod["metadata"]["name"] == pod_name(execution_of(pod))
+        ]
+
+    def restarted(self, handle: Handle) -> bool | None:
+        """Return False, as containers outlive the API server and the kubelet."""
+        return False
+
+    # -- the cluster itself
+
+    def events(self) -> PodEvents:
+        return PodEvents(self._api, self._instance)
+
+    def ping(self, timeout_seconds: float) -> None:
+        self._api.version(timeout_seconds)
+
+    def info(self) -> Info:
+        """Return the identity of the namespace; the architecture is that of each node, and empty."""
+        return Info(self._api.namespace_uid(), str(self._api.version().get("gitVersion", "")), "")
+
+    def forget(self) -> None:
+        self._api.close()
+
+    def _own(self, handle: PodHandle) -> Pod | None:
+        """Return the pod; None if it is gone, and if another one has its name."""
+        pod = self._api.pod(handle.name) if handle.name else None
+        return pod if pod is not None and pod["metadata"]["uid"] == handle.uid else None
+
+
+def _host_of(pod: Pod) -> str:
+    return str((pod["metadata"].get("annotations") or {}).get(HOST, ""))
+
+
+class _NoPull:
+    """Implements Pull, where nothing is pulled."""
+
+    def cancel(self) -> None:
+        """Do nothing."""

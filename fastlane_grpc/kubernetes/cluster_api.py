@@ -1,0 +1,234 @@
+"""The client of a Kubernetes API server for one namespace: a method for each call that the backend needs.
+
+A call returns what the server sent, as JSON, or raises BackendDown or ClusterRefuses. It goes through the official
+client, which knows configurations, credentials and their renewal. Its objects are not used: to build them takes eight
+times as long as to read the JSON.
+"""
+
+import json
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from urllib3.exceptions import HTTPError, ReadTimeoutError
+
+from fastlane_grpc.backend import BackendDown
+from fastlane_grpc.kubernetes.api_errors import ClusterRefuses, refusal_of
+
+Pod = Mapping[str, Any]
+
+# The longest line of a watch that is kept: a few times the largest object that a cluster stores.
+MAX_LINE_BYTES = 8 << 20
+# The server ends a watch after this time, and the next one begins where it ended.
+WATCH_SECONDS = 1800
+# Requests at the same time, before one waits for another.
+CONNECTIONS = 32
+
+
+class ClusterApi:
+    """The pods of one namespace. Every method may be called from any thread.
+
+    The configuration is a file with a context, or without a file the account of the pod that the server runs in.
+    """
+
+    def __init__(
+        self, *, kubeconfig: Path | None = None, context: str = "", namespace: str, answer_seconds: float = 30
+    ) -> None:
+        """Raises BackendDown if there is no configuration, or none that can be read."""
+        # Not at the top: servers of Docker hosts alone do not have the client, and its import takes half a second.
+        try:
+            from kubernetes import client, config
+            from kubernetes.config import ConfigException
+        except ImportError as error:
+            raise BackendDown(f"the client library of Kubernetes is not installed: {error}") from error
+        self.namespace = namespace
+        self._answer_seconds = answer_seconds
+        configuration = client.Configuration()
+        try:
+            if kubeconfig is None:
+                config.load_incluster_config(client_configuration=configuration)
+            else:
+                config.load_kube_config(str(kubeconfig), context=context or None, client_configuration=configuration)
+        except (ConfigException, OSError) as error:
+            raise BackendDown(f"the configuration of the cluster cannot be read: {error}") from error
+        # A request that is sent twice would be answered for the second time only.
+        configuration.retries = False
+        configuration.connection_pool_maxsize = CONNECTIONS
+        self.address = str(configuration.host)
+        self._client = client.ApiClient(configuration)
+
+    # -- pods
+
+    def create(self, body: Mapping[str, Any]) -> Pod:
+        """Create a pod."""
+        pod: Pod = self._json("POST", self._pods, body=body)
+        return pod
+
+    def pod(self, name: str) -> Pod | None:
+        """Return the pod; None if there is none."""
+        return self._found(lambda: self._json("GET", self._pod(name)))
+
+    def patch(self, name: str, changes: Mapping[str, Any]) -> Pod:
+        """Change what the changes name; null removes a field."""
+        pod: Pod = self._json("PATCH", self._pod(name), body=changes, content_type="application/merge-patch+json")
+        return pod
+
+    def delete(self, name: str, *, grace_seconds: int | None, uid: str, version: str = "") -> bool:
+        """Delete the pod with this uid. False: there is none, or it has another uid or version by now.
+
+        `grace_seconds` is the time between SIGTERM and SIGKILL, None the pod's own; 0 does not wait for the node.
+        """
+        preconditions = {"uid": uid} | ({"resourceVersion": version} if version else {})
+        options: dict[str, Any] = {"apiVersion": "v1", "kind": "DeleteOptions", "preconditions": preconditions}
+        if grace_seconds is not None:
+            options["gracePeriodSeconds"] = grace_seconds
+        try:
+            return self._found(lambda: self._json("DELETE", self._pod(name), body=options)) is not None
+        except ClusterRefuses as refusal:
+            if refusal.status == 409:
+                return False
+            raise
+
+    def pods(self, labels: str) -> tuple[list[Pod], str]:
+        """Return the pods with these labels, and the version of the list, from which a watch goes on."""
+        answer = self._json("GET", self._pods, query=[("labelSelector", labels)])
+        return list(answer["items"]), str(answer["metadata"]["resourceVersion"])
+
+    def watch(self, labels: str, version: str, *, silence_seconds: float | None) -> "Watch":
+        """Return the changes of the pods with these labels, after this version of their list.
+
+        Raises TimeoutError if the server takes the request, and is silent.
+        """
+        query = [
+            ("labelSelector", labels),
+            ("watch", "true"),
+            ("resourceVersion", version),
+            ("allowWatchBookmarks", "true"),
+            ("timeoutSeconds", str(WATCH_SECONDS)),
+        ]
+        try:
+            return Watch(self._opened("GET", self._pods, query=query, read_seconds=silence_seconds))
+        except BackendDown as error:
+            if isinstance(error.__cause__, ReadTimeoutError):
+                raise TimeoutError("the watch is silent") from error
+            raise
+
+    # -- the server itself
+
+    def version(self, answer_seconds: float | None = None) -> Mapping[str, Any]:
+        """Return the version of the API server."""
+        version: Mapping[str, Any] = self._json("GET", "/version", answer_seconds=answer_seconds)
+        return version
+
+    def namespace_uid(self) -> str:
+        """Return the uid of the namespace; empty if the account may not read it."""
+        try:
+            answer = self._found(lambda: self._json("GET", f"/api/v1/namespaces/{self.namespace}"))
+        except ClusterRefuses:
+            return ""
+        return str(answer["metadata"]["uid"]) if answer else ""
+
+    def close(self) -> None:
+        """Close all connections that are idle. The next call opens one."""
+        self._client.rest_client.close()
+
+    # -- requests
+
+    @property
+    def _pods(self) -> str:
+        return f"/api/v1/namespaces/{self.namespace}/pods"
+
+    def _pod(self, name: str) -> str:
+        return f"{self._pods}/{name}"
+
+    def _found(self, call: Callable[[], Pod]) -> Pod | None:
+        try:
+            return call()
+        except ClusterRefuses as refusal:
+            if refusal.status == 404:
+                return None
+            raise
+
+    def _json(self, method: str, path: str, *, answer_seconds: float | None = None, **options: Any) -> Any:
+        seconds = answer_seconds or self._answer_seconds
+        response = self._opened(method, path, connect_seconds=seconds, read_seconds=seconds, **options)
+        try:
+            return json.loads(response.read())
+        except (HTTPError, OSError, ValueError) as error:
+            raise BackendDown(f"the API server broke off its answer: {error}") from error
+        finally:
+            response.release_conn()
+
+    def _opened(
+        self,
+        method: str,
+        path: str,
+        *,
+        query: list[tuple[str, str]] | None = None,
+        body: object = None,
+        content_type: str = "application/json",
+        connect_seconds: float | None = None,
+        read_seconds: float | None,
+    ) -> Any:
+        """Return the response, whose body is not read yet. Raises BackendDown and ClusterRefuses."""
+        from kubernetes.client import ApiException
+        from kubernetes.config import ConfigException
+
+        headers = {"Accept": "application/json", "Content-Type": content_type}
+        try:
+            request = self._client.param_serialize(
+                method, path, query_params=query or [], header_params=headers, body=body, auth_settings=["BearerToken"]
+            )
+            # A number of seconds without a limit does not exist here: a week.
+            limits = (connect_seconds or self._answer_seconds, read_seconds or 7 * 24 * 3600)
+            response = self._client.call_api(*request, _request_timeout=limits).response
+        except ApiException as error:
+            if not error.status:
+                raise BackendDown(f"the API server does not answer: {error.reason}") from error
+            raise refusal_of(int(error.status), error.body) from error
+        except (HTTPError, OSError, ConfigException) as error:
+            raise BackendDown(f"the API server does not answer: {error}") from error
+        if not 200 <= response.status <= 299:
+            try:
+                text = response.read()
+            except (HTTPError, OSError):
+                text = b""
+            response.release_conn()
+            raise refusal_of(int(response.status), text)
+        return response
+
+
+class Watch:
+    """The lines of a watch, until the server ends it."""
+
+    def __init__(self, response: Any) -> None:
+        self._response = response
+        self._lock = threading.Lock()
+
+    def lines(self) -> Iterator[bytes]:
+        """Yield each line. Raises TimeoutError after a silence, OSError if the connection breaks."""
+        rest = b""
+        try:
+            for piece in self._response.stream(1 << 16):
+                *lines, rest = (rest + piece).split(b"\n")
+                yield from lines
+                if len(rest) > MAX_LINE_BYTES:
+                    raise OSError(f"a line of the watch is longer than {MAX_LINE_BYTES} bytes")
+        except ReadTimeoutError as error:
+            raise TimeoutError("the watch is silent") from error
+        except HTTPError as error:
+            raise OSError(f"the watch broke off: {error}") from error
+        finally:
+            self.close()
+
+    def cut(self) -> None:
+        """End the watch, from any thread."""
+        with self._lock, suppress(OSError, ValueError, RuntimeError):
+            self._response.shutdown()
+
+    def close(self) -> None:
+        """Close the connection, of which nobody reads."""
+        with self._lock:
+            self._response.close()

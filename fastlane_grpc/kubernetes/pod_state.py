@@ -1,0 +1,130 @@
+"""The state of a pod, as the API server tells it. Pure."""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from fastlane_grpc.backend import Container, Diagnosis, Handle, RefusalKind
+from fastlane_grpc.kubernetes.pod_body import EXECUTION_LABEL, JOB_CONTAINER
+from fastlane_grpc.model import Reason
+from fastlane_grpc.text.sanitize import printable
+
+# Reasons for which a kubelet does not start a container, and will not.
+_FINAL = frozenset(
+    {
+        "InvalidImageName",
+        "ErrImageNeverPull",
+        "CreateContainerConfigError",
+        "CreateContainerError",
+        "RunContainerError",
+        "PreCreateHookError",
+    }
+)
+# Reasons for which it tries again by itself: a registry may come back.
+_PASSING = frozenset({"ErrImagePull", "ImagePullBackOff", "RegistryUnavailable", "ImageInspectError"})
+_NO_USE = re.compile(
+    "not found|manifest unknown|unauthorized|denied|forbidden|authorization failed"
+    "|invalid reference|no match for platform",
+    re.IGNORECASE,
+)
+# Why a runtime does not execute a program. It then reports 128 for its exit status.
+_START_ERRORS = frozenset({"StartError", "ContainerCannotRun"})
+_NOT_FOUND = re.compile("executable file not found|no such file or directory|not a directory", re.IGNORECASE)
+_NOT_EXECUTABLE = re.compile("permission denied|is a directory|exec format error", re.IGNORECASE)
+
+_ENDED_PHASES = frozenset({"Succeeded", "Failed"})
+
+
+@dataclass(frozen=True, slots=True)
+class PodHandle:
+    """The contents of a handle: the name of the pod, and the uid that tells it from an earlier one of that name."""
+
+    name: str
+    uid: str
+
+    def packed(self) -> Handle:
+        return Handle(self.uid, json.dumps({"pod": self.name, "uid": self.uid}))
+
+    @classmethod
+    def unpacked(cls, text: str) -> "PodHandle":
+        contents = json.loads(text) if text else {}
+        return cls(contents.get("pod", ""), contents.get("uid", ""))
+
+
+def handle_of(pod: Mapping[str, Any]) -> PodHandle:
+    return PodHandle(pod["metadata"]["name"], pod["metadata"]["uid"])
+
+
+def execution_of(pod: Mapping[str, Any]) -> str:
+    """Return the id of the execution that the pod is of; empty if it says none."""
+    return str((pod["metadata"].get("labels") or {}).get(EXECUTION_LABEL, ""))
+
+
+def container_of(pod: Mapping[str, Any]) -> Container:
+    """Return the state of the job's container.
+
+    A pod whose node is lost stays as it was last seen. A pod that was evicted has ended, maybe without an exit status.
+    """
+    state = _job_state(pod)
+    running, ended = state.get("running"), state.get("terminated")
+    start_failure = _start_failure(state)
+    times: Mapping[str, Any] = running or ended or {}
+    never_began = start_failure is not None
+    over = pod.get("status", {}).get("phase") in _ENDED_PHASES or ended is not None
+    return Container(
+        handle=handle_of(pod).packed(),
+        alive=running is not None,
+        ended=over and not never_began,
+        exit_code=int(ended["exitCode"]) if ended else 0,
+        start_failure=start_failure,
+        out_of_memory=bool(ended and ended.get("reason") == "OOMKilled"),
+        stop_signal="",
+        start_time=None if never_began else _time(times.get("startedAt")),
+        end_time=_time(ended.get("finishedAt")) if ended else None,
+        program=next(iter(_job(pod).get("command") or _job(pod).get("args") or ()), None),
+    )
+
+
+def _start_failure(state: Mapping[str, Any]) -> Diagnosis | None:
+    """Return why the container was not started, if the kubelet or the runtime said so."""
+    waiting, ended = state.get("waiting") or {}, state.get("terminated") or {}
+    if ended.get("reason") in _START_ERRORS:
+        return _diagnosis(ended, RefusalKind.FINAL)
+    if waiting.get("reason") in _FINAL:
+        return _diagnosis(waiting, RefusalKind.FINAL)
+    if waiting.get("reason") in _PASSING:
+        useless = _NO_USE.search(str(waiting.get("message", "")))
+        return _diagnosis(waiting, RefusalKind.FINAL if useless else RefusalKind.PASSING)
+    return None
+
+
+def _diagnosis(said: Mapping[str, Any], kind: RefusalKind) -> Diagnosis:
+    message = printable(str(said.get("message", "")))
+    text = f"{said['reason']}: {message}" if message else str(said["reason"])
+    return Diagnosis(message, text, text, kind, _command_reason(said, message))
+
+
+def _command_reason(said: Mapping[str, Any], message: str) -> Reason | None:
+    if said["reason"] not in _START_ERRORS | {"RunContainerError"}:
+        return None
+    if _NOT_FOUND.search(message):
+        return Reason.COMMAND_NOT_FOUND
+    return Reason.COMMAND_NOT_EXECUTABLE if _NOT_EXECUTABLE.search(message) else None
+
+
+def _job(pod: Mapping[str, Any]) -> Mapping[str, Any]:
+    containers = pod.get("spec", {}).get("containers") or ()
+    return next((each for each in containers if each.get("name") == JOB_CONTAINER), {})
+
+
+def _job_state(pod: Mapping[str, Any]) -> Mapping[str, Any]:
+    statuses = pod.get("status", {}).get("containerStatuses") or ()
+    status: Mapping[str, Any] = next((each for each in statuses if each.get("name") == JOB_CONTAINER), {})
+    return status.get("state") or {}
+
+
+def _time(text: str | None) -> datetime | None:
+    return datetime.fromisoformat(text) if text else None

@@ -1,0 +1,203 @@
+"""The pod of a job: each field of a spec is in it, or refused; and the state that a pod tells."""
+
+from dataclasses import fields
+from datetime import datetime, timedelta
+from typing import Any
+
+import pytest
+
+from fastlane_grpc.backend import CannotRun, Container, RefusalKind
+from fastlane_grpc.kubernetes.api_errors import ClusterRefuses, refusal_of
+from fastlane_grpc.kubernetes.pod_body import PodSettings, pod_body, pod_name
+from fastlane_grpc.kubernetes.pod_state import container_of
+from fastlane_grpc.model import Dns, Input, JobSpec, Limits, PullPolicy, Reason, Tmpfs, Ulimit, Volume
+from tests.pods import assignment
+
+
+def body_of(**spec: Any) -> Any:
+    return pod_body(assignment("busybox", **spec), instance="i", host="k8s", settings=PodSettings())
+
+
+def job_of(**spec: Any) -> Any:
+    return body_of(**spec)["spec"]["containers"][0]
+
+
+# A value for each field that is in the pod, and where it is found there.
+IN_POD = {
+    "image": ("nginx", lambda pod, job: job["image"] == "nginx"),
+    "command": ("echo 'a b'", lambda pod, job: job["args"] == ["echo", "a b"]),
+    "args": (["a", "b"], lambda pod, job: job["args"] == ["a", "b"]),
+    "entrypoint": (["/bin/x"], lambda pod, job: job["command"] == ["/bin/x"]),
+    "envs": ({"A": "1"}, lambda pod, job: job["env"] == [{"name": "A", "value": "1"}]),
+    "working_dir": ("/tmp", lambda pod, job: job["workingDir"] == "/tmp"),
+    "user": ("0:7", lambda pod, job: [job["securityContext"][f"runAs{each}"] for each in ("User", "Group")] == [0, 7]),
+    "timeout": (timedelta(seconds=1), lambda pod, job: pod["spec"]["activeDeadlineSeconds"] == 611),
+    "pull_policy": (PullPolicy.NEVER, lambda pod, job: job["imagePullPolicy"] == "Never"),
+    "limits": (
+        Limits(memory_bytes=1 << 20, cpus=0.5, memory_reservation_bytes=1 << 19),
+        lambda pod, job: (
+            job["resources"]
+            == {"limits": {"cpu": "500m", "memory": "1048576"}, "requests": {"cpu": "500m", "memory": "524288"}}
+        ),
+    ),
+    "read_only_root": (True, lambda pod, job: job["securityContext"]["readOnlyRootFilesystem"]),
+    "stop_signal": ("TERM", lambda pod, job: True),
+    "stop_grace": (
+        timedelta(seconds=1.5),
+        lambda pod, job: pod["spec"]["terminationGracePeriodSeconds"] == 2,
+    ),
+    "labels": ({"a/b": "any value"}, lambda pod, job: "a/b=any value" in pod["metadata"]["annotations"].values()),
+    "extra_hosts": ({"db": "10.0.0.1"}, lambda pod, job: pod["spec"]["hostAliases"][0]["hostnames"] == ["db"]),
+    "tmpfs": (
+        [Tmpfs("/t", size_bytes=4096)],
+        lambda pod, job: (
+            job["volumeMounts"] == [{"name": "tmpfs-0", "mountPath": "/t"}]
+            and pod["spec"]["volumes"][0]["emptyDir"] == {"medium": "Memory", "sizeLimit": "4096"}
+        ),
+    ),
+    "dns": (
+        Dns(servers=["10.0.0.2"], options=["ndots:2", "rotate"]),
+        lambda pod, job: (
+            pod["spec"]["dnsPolicy"] == "None"
+            and pod["spec"]["dnsConfig"]["options"] == [{"name": "ndots", "value": "2"}, {"name": "rotate"}]
+        ),
+    ),
+    "cap_drop": (["cap_chown"], lambda pod, job: job["securityContext"]["capabilities"] == {"drop": ["CHOWN"]}),
+}
+REFUSED: dict[str, Any] = {
+    "user": "nobody",
+    "network": "none",
+    "ulimits": [Ulimit("nofile", 1)],
+    "volumes": [Volume("v", "/v")],
+    "inputs": [Input("/f", "0" * 64, 1)],
+    "outputs": ["/out"],
+    "secret_envs": {"A": "secret"},
+    "registry_credential": "c",
+    "stop_signal": "SIGINT",
+}
+# Those that the server itself acts on.
+OF_SERVER = {
+    *("priority", "metadata", "start_in", "start_at", "cron", "expire_time", "retry", "notifications", "unique"),
+    *("history", "stop_when_unwatched"),
+}
+
+
+def test_each_field_of_a_spec_is_in_the_pod_or_refused_or_the_servers() -> None:
+    assert {field.name for field in fields(JobSpec)} == {*IN_POD, *REFUSED, *OF_SERVER}
+
+
+@pytest.mark.parametrize("name", IN_POD)
+def test_a_field_is_in_the_pod(name: str) -> None:
+    value, is_there = IN_POD[name]
+    spec = {"image": "busybox", name: value}
+    pod = pod_body(assignment(**spec), instance="i", host="k8s", settings=PodSettings())
+    assert is_there(pod, pod["spec"]["containers"][0])
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_field_that_pods_do_not_have_is_refused(name: str) -> None:
+    with pytest.raises(CannotRun, match="pods of Kubernetes do not have") as refused:
+        body_of(**{name: REFUSED[name]})
+    assert refused.value.reason is Reason.REFUSED_BY_ENGINE
+
+
+@pytest.mark.parametrize("limits", [Limits(pids=1), Limits(cpuset="0")], ids=["pids", "cpuset"])
+def test_a_limit_that_pods_do_not_have_is_refused(limits: Limits) -> None:
+    with pytest.raises(CannotRun, match="limits"):
+        body_of(limits=limits)
+
+
+def test_shared_memory_is_a_volume_of_its_size() -> None:
+    pod = body_of(limits=Limits(shm_bytes=1 << 20))
+    assert pod["spec"]["volumes"] == [{"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": "1048576"}}]
+    assert pod["spec"]["containers"][0]["volumeMounts"] == [{"name": "shm", "mountPath": "/dev/shm"}]
+
+
+def test_a_pod_gets_no_more_than_the_job_asks_for() -> None:
+    pod = body_of()
+    assert {"volumes", "dnsConfig", "hostAliases", "nodeSelector", "activeDeadlineSeconds"}.isdisjoint(pod["spec"])
+    assert pod["spec"]["automountServiceAccountToken"] is False
+    assert "resources" not in job_of()
+
+
+def test_what_kubernetes_would_take_for_a_variable_is_escaped() -> None:
+    job = job_of(entrypoint=["$(A)"], args=["$$", "a$"], envs={"B": "$(A)"})
+    assert (job["command"], job["args"], job["env"][0]["value"]) == (["$$(A)"], ["$$$$", "a$$"], "$$(A)")
+
+
+# ---------------------------------------------------------------------------------------------------------- the state
+
+
+def state(phase: str = "Running", **of_job: Any) -> Container:
+    status = {"phase": phase, "containerStatuses": [{"name": "job", "state": of_job}] if of_job else []}
+    metadata = {"name": pod_name("e"), "uid": "u", "resourceVersion": "1"}
+    return container_of({"metadata": metadata, "spec": {"containers": [{"name": "job"}]}, "status": status})
+
+
+BEGAN, ENDED = "2026-11-29T10:00:00Z", "2026-11-29T10:00:05Z"
+
+
+def test_a_pod_without_a_node_has_neither_begun_nor_ended() -> None:
+    pod = state("Pending")
+    assert (pod.alive, pod.ended, pod.start_time, pod.start_failure) == (False, False, None, None)
+
+
+def test_an_exit_code_is_told_before_the_pod_is_over() -> None:
+    pod = state(terminated={"exitCode": 3, "reason": "Error", "startedAt": BEGAN, "finishedAt": ENDED})
+    assert (pod.ended, pod.exit_code) == (True, 3)
+    assert (pod.start_time, pod.end_time) == (datetime.fromisoformat(BEGAN), datetime.fromisoformat(ENDED))
+
+
+def test_a_kill_for_memory_is_told() -> None:
+    terminated = {"exitCode": 137, "reason": "OOMKilled", "startedAt": BEGAN, "finishedAt": ENDED}
+    assert state(terminated=terminated).out_of_memory
+
+
+def test_a_pod_that_was_evicted_before_its_start_has_ended() -> None:
+    pod = state("Failed")
+    assert (pod.ended, pod.start_time) == (True, None)
+
+
+@pytest.mark.parametrize(
+    ("reason", "message", "kind"),
+    [
+        ("ErrImagePull", "dial tcp: lookup registry.example: no such host", RefusalKind.PASSING),
+        ("ImagePullBackOff", 'Back-off pulling image "x"', RefusalKind.PASSING),
+        ("ErrImagePull", "failed to resolve reference: pull access denied", RefusalKind.FINAL),
+        ("ErrImagePull", "registry.example/x:1: not found", RefusalKind.FINAL),
+        ("InvalidImageName", "couldn't parse image name", RefusalKind.FINAL),
+        ("ErrImageNeverPull", "", RefusalKind.FINAL),
+        ("CreateContainerConfigError", 'secret "x" not found', RefusalKind.FINAL),
+    ],
+)
+def test_a_container_that_waits_for_its_image_says_whether_that_passes(
+    reason: str, message: str, kind: RefusalKind
+) -> None:
+    pod = state("Pending", waiting={"reason": reason, "message": message})
+    assert pod.start_failure
+    assert pod.start_failure.refusal is kind
+    assert reason in pod.start_failure.text
+    assert not pod.ended
+
+
+def test_a_container_that_is_being_created_has_not_failed() -> None:
+    assert state("Pending", waiting={"reason": "ContainerCreating"}).start_failure is None
+
+
+# ---------------------------------------------------------------------------------------------------------- the errors
+
+
+def test_a_quota_that_is_used_up_passes_and_a_missing_right_does_not() -> None:
+    quota = refusal_of(403, '{"message": "pods \\"x\\" is forbidden: exceeded quota: q"}')
+    right = refusal_of(403, '{"message": "User \\"u\\" cannot create resource \\"pods\\""}')
+    assert isinstance(quota, ClusterRefuses)
+    assert isinstance(right, ClusterRefuses)
+    assert (quota.diagnosis.passes, right.diagnosis.passes) == (True, False)
+    assert quota.about_host
+    assert right.about_host
+    assert "look at its Role" in right.diagnosis.advice
+
+
+def test_words_of_a_server_that_is_no_api_server_are_not_repeated() -> None:
+    refusal = refusal_of(404, "<html>\x1b[31m")
+    assert str(refusal) == "status 404"
