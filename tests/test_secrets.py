@@ -3,7 +3,9 @@ nowhere but in the command."""
 
 import base64
 import hashlib
+import os
 import re
+import select
 import subprocess
 from collections.abc import AsyncIterator
 from contextlib import AbstractContextManager
@@ -19,6 +21,7 @@ from fastlane_grpc.client import Client, InvalidRequest, NotFound
 from fastlane_grpc.config import ConfigError, SecretSettings, Settings
 from fastlane_grpc.errors import SecretNotFound
 from fastlane_grpc.secrets import NamedSecrets, SecretUnusable, Unreadable
+from fastlane_grpc.secrets.source import read_output
 from fastlane_grpc.v1 import fastlane_pb2 as pb
 from fastlane_grpc.v1 import fastlane_pb2_grpc as pb_grpc
 from tests.reading import Reader, outcome, run
@@ -91,6 +94,29 @@ def test_a_secret_is_read_from_each_kind_of_source_and_anew_each_time(
     assert secrets.read(envs, "t") == {**values, "G": b"of a file\n"}
     (tmp_path / "file").write_bytes(b"rotated")
     assert secrets.read({"F": "f"}, "t") == {"F": b"rotated"}
+
+
+@pytest.mark.parametrize(
+    ("script", "fault"),
+    [
+        ("sleep 600", "did not end within 0.3 s"),
+        ("exec >&-; sleep 600", "did not end within 0.3 s"),
+        ("exit 3", "with 3"),
+    ],
+)
+def test_a_command_that_hangs_or_fails_is_told_and_leaves_no_process(tmp_path: Path, script: str, fault: str) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    program = tmp_path / "program"
+    program.write_text(f"#!/bin/sh\nexec 3>{pipe}\nsleep 600 >&- &\n{script}\n")
+    program.chmod(0o755)
+    with pytest.raises(Unreadable, match=fault):
+        read_output(str(program), 100, seconds=0.3)
+    # The pipe ends with the last process that has it open.
+    assert select.select([reader], [], [], 10)[0]
+    assert os.read(reader, 1) == b""
+    os.close(reader)
 
 
 def test_what_a_task_may_not_use_is_as_what_is_not_there(tmp_path: Path) -> None:

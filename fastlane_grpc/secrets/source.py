@@ -4,7 +4,7 @@ An error names the source and the fault, never a part of a value.
 """
 
 import os
-import selectors
+import select
 import signal
 import stat
 import subprocess
@@ -73,25 +73,26 @@ def read_output(command: str, max_bytes: int, stdin: bytes = b"", seconds: float
         raise Unreadable(f"the command {words[0]} cannot be run: {error}") from error
     with process:
         try:
-            output = _output(process, words[0], stdin, max_bytes, time.monotonic() + seconds)
-            if output is None:
-                raise Unreadable(f"the command {words[0]} did not end within {seconds:g} s")
-            if len(output) > max_bytes:
-                raise Unreadable(f"the command {words[0]} printed more than {max_bytes} bytes")
+            output = _output(process, stdin, max_bytes, time.monotonic() + seconds)
         finally:
-            # With all that it started and left behind. No process has its number as long as it was not waited for.
+            # With all that it started and left behind. It was not waited for yet: nothing else has its number.
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+        status = process.wait()
+    if output is None:
+        raise Unreadable(f"the command {words[0]} did not end within {seconds:g} s")
+    if len(output) > max_bytes:
+        raise Unreadable(f"the command {words[0]} printed more than {max_bytes} bytes")
+    if status:
+        how = f"exited with {status}" if status > 0 else f"was killed by signal {-status}"
+        raise Unreadable(f"the command {words[0]} {how}")
     return output
 
 
-def _output(
-    process: "subprocess.Popen[bytes]", program: str, stdin: bytes, max_bytes: int, until: float
-) -> bytes | None:
-    """Return the output up to its end, and the first byte too many; None: the time was over before.
+def _output(process: "subprocess.Popen[bytes]", stdin: bytes, max_bytes: int, until: float) -> bytes | None:
+    """Return the output of a process that has ended, or the first bytes of it, one too many.
 
-    Raises Unreadable if the command fails.
+    None: the time was over before. The process remains to be waited for.
     """
     assert process.stdin
     assert process.stdout
@@ -102,23 +103,28 @@ def _output(
     with suppress(BrokenPipeError):
         process.stdin.close()
     output = b""
-    with selectors.DefaultSelector() as selector:
-        selector.register(process.stdout, selectors.EVENT_READ)
-        while len(output) <= max_bytes:
-            left_seconds = until - time.monotonic()
-            if left_seconds <= 0 or not selector.select(left_seconds):
-                return None
-            piece = os.read(process.stdout.fileno(), _CHUNK_BYTES)
-            if not piece:
-                break
-            output += piece
-        else:
-            return output
-    try:
-        status = process.wait(max(0.0, until - time.monotonic()))
-    except subprocess.TimeoutExpired:
-        return None
-    if status:
-        how = f"exited with {status}" if status > 0 else f"was killed by signal {-status}"
-        raise Unreadable(f"the command {program} {how}")
+    while len(output) <= max_bytes:
+        if not _is_readable(process.stdout.fileno(), until):
+            return None
+        piece = os.read(process.stdout.fileno(), _CHUNK_BYTES)
+        if not piece:
+            return output if _has_ended(process, until) else None
+        output += piece
     return output
+
+
+def _has_ended(process: "subprocess.Popen[bytes]", until: float) -> bool:
+    ended = os.pidfd_open(process.pid)
+    try:
+        return _is_readable(ended, until)
+    finally:
+        os.close(ended)
+
+
+def _is_readable(file: int, until: float) -> bool:
+    """Wait for the file until that time of the monotonic clock."""
+    # Not `select`, which takes no descriptor from 1024 on.
+    poll = select.poll()
+    poll.register(file, select.POLLIN)
+    left_seconds = until - time.monotonic()
+    return left_seconds > 0 and bool(poll.poll(left_seconds * 1000))
