@@ -2,7 +2,6 @@
 
 import os
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 from fastlane_grpc.debugging.dump import DUMP_SIGNAL, STACKS_SIGNAL
@@ -25,10 +24,13 @@ def requested_dump(data_dir: Path, *, wait_seconds: float = _WAIT_SECONDS) -> st
         raise DumpFailed(f"no server uses {data_dir}: set --data-dir as the server has it")
     dump, stacks = data_dir / DEBUG_DUMP, data_dir / DEBUG_STACKS
     try:
-        if text := _asked(process_id, DUMP_SIGNAL, lambda: _stamp(dump), dump, wait_seconds):
-            return text
+        # A dump replaces the file, complete. Stacks are appended to theirs.
+        if _asked(process_id, DUMP_SIGNAL, dump, wait_seconds):
+            return dump.read_text(errors="replace")
         begin = stacks.stat().st_size if stacks.exists() else 0
-        if text := _asked(process_id, STACKS_SIGNAL, lambda: _stamp(stacks), stacks, wait_seconds, begin):
+        if _asked(process_id, STACKS_SIGNAL, stacks, wait_seconds):
+            _wait_until_settled(stacks)
+            text = stacks.read_bytes()[begin:].decode(errors="replace")
             return f"the server did not respond for {wait_seconds:g} s; the stacks of its threads:\n\n{text}"
     except OSError as error:
         raise DumpFailed(
@@ -37,24 +39,24 @@ def requested_dump(data_dir: Path, *, wait_seconds: float = _WAIT_SECONDS) -> st
     raise DumpFailed(f"process {process_id} does not respond: it is stopped, or waits for a disk that hangs")
 
 
-def _asked(
-    process_id: int, number: int, stamp: Callable[[], object], path: Path, wait_seconds: float, begin: int = 0
-) -> str:
-    """Return what the process has written to the path after the signal, from a position on; empty: nothing."""
-    before = stamp()
+def _asked(process_id: int, number: int, path: Path, wait_seconds: float) -> bool:
+    """Send the signal, and return whether the process has written to the path in time."""
+    before = _stamp(path)
     os.kill(process_id, number)
     end = time.monotonic() + wait_seconds
     while time.monotonic() < end:
         time.sleep(_POLL_SECONDS)
-        if stamp() != before:
-            if begin:
-                # Written in many small pieces: complete once nothing more comes.
-                before = stamp()
-                time.sleep(_POLL_SECONDS)
-                if stamp() != before:
-                    continue
-            return path.read_bytes()[begin:].decode(errors="replace")
-    return ""
+        if _stamp(path) != before:
+            return True
+    return False
+
+
+def _wait_until_settled(path: Path) -> None:
+    """Wait until nothing more is appended: stacks are written in many small pieces."""
+    before = None
+    while (stamp := _stamp(path)) != before:
+        before = stamp
+        time.sleep(_POLL_SECONDS)
 
 
 def _stamp(path: Path) -> object:
