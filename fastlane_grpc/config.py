@@ -436,7 +436,7 @@ class SecretSettings:
     tasks: str = setting(_is_missing, read_pattern, _TASKS)
     file: Path | None = setting(lambda: None, read_path, "file of the secret")
     directory: Path | None = setting(
-        lambda: None, read_path, "directory of files, of which each is a secret: jobs ask for NAME/FILE"
+        lambda: None, read_path, "directory; each of its files is a secret, which jobs name NAME/FILE"
     )
     env: str = setting(lambda: "", read_variable_name, "variable of the server's environment that has the secret")
     command: str = setting(lambda: "", read_command, "command, without a shell, that prints the secret")

@@ -10,7 +10,7 @@ _MOST_CHARACTERS = 8000
 
 
 class RecentLines:
-    """A processor of structlog that keeps lines and changes none. It comes after the one that formats exceptions."""
+    """A processor of structlog that keeps lines and changes none. The processor that formats exceptions comes first."""
 
     def __init__(self) -> None:
         # Appended to by any thread: a deque needs no lock for that.

@@ -50,7 +50,7 @@ def archive_of(inputs: Sequence[Input], opened: Callable[[str], BinaryIO]) -> It
                     if contents is not None:
                         yield from _padded(contents, entry.size)
         except OSError as error:
-            # Not as it is: whoever sends the archive would take it for a failure of the connection.
+            # The sender of the archive would take an OSError for a failure of its connection.
             raise ArchiveInvalid(f"the content of {each.path} cannot be read: {error.strerror}") from error
     yield bytes(_END_BYTES)
 

@@ -53,7 +53,7 @@ class KubernetesBackend:
     # -- images
 
     def image(self, name: str) -> Image | None:
-        """Return an image of which nothing is known: the nodes pull it, and tell nobody what is in it."""
+        """Return an image without its digest and entrypoint: the nodes pull images, and do not tell their contents."""
         return Image(digest="", architecture="", entrypoint=(), command=())
 
     def pull(

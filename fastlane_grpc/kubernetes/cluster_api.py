@@ -229,6 +229,6 @@ class Watch:
             self._response.shutdown()
 
     def close(self) -> None:
-        """Close the connection, of which nobody reads."""
+        """Close the connection. No thread may be reading from it."""
         with self._lock:
             self._response.close()

@@ -26,7 +26,7 @@ class ControlPlane:
 
     def __init__(self, directory: Path, programs: Path) -> None:
         self.kubeconfig = directory / "kubeconfig"
-        # Of a user who has no rights but those that a test binds to it, called "user".
+        # For the user "user", whose only rights are those that a test binds to the name.
         self.user_kubeconfig = directory / "kubeconfig-user"
         self._directory = directory
         self._programs = programs
