@@ -55,3 +55,19 @@ def test_an_address_with_a_scheme_is_wrong_use() -> None:
     said = "'http://127.0.0.1:7620' must be"
     assert ran.returncode == 2
     assert f"{said} HOST:PORT, without http://" in ran.stderr.decode()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("enqueue --keep /dist:dist", "'/dist:dist' must be a path, as /src/dist"),
+        ("enqueue --keep dist", "'dist' must be a path, as /src/dist"),
+        ("run --output dist", "'dist' must be PATH or PATH:TARGET"),
+        ("run --input /etc", "'/etc' must be SOURCE:PATH"),
+        ("run --secret-env PASSWORD", "'PASSWORD' must be NAME=SECRET"),
+    ],
+)
+def test_a_path_or_a_secret_in_the_wrong_form_is_wrong_use(words: str, said: str) -> None:
+    ran = fastlane(None, *words.split(), "busybox")
+    assert ran.returncode == 2
+    assert said in ran.stderr.decode()

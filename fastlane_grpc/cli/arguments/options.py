@@ -109,6 +109,14 @@ def _read_pair(text: str) -> tuple[str, str]:
     return name, value
 
 
+def _read_secret_variable(text: str) -> tuple[str, str]:
+    """The value is a name: a secret itself is not to be written on a command line."""
+    try:
+        return _read_pair(text)
+    except ValueError:
+        raise ValueError("must be NAME=SECRET, as PASSWORD=db-password: a variable, and the name of a secret") from None
+
+
 def _read_variable(text: str) -> tuple[str, str | None]:
     """A name alone stands for the variable of that name here."""
     if "=" in text:
@@ -148,6 +156,7 @@ MOMENT = Reads("age|time", _read_moment)
 SIZE = Reads("bytes", values.read_bytes)
 ADDRESS = Reads("host:port", _read_server)
 PAIR = Reads("name=value", _read_pair)
+SECRET_VARIABLE = Reads("name=secret", _read_secret_variable)
 MAX_RUNNING = Reads("number|off", _read_max_running)
 RATE = Reads("number/duration|off", _read_rate)
 URL = Reads("url", values.read_webhook_url)

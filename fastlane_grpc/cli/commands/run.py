@@ -23,6 +23,7 @@ from fastlane_grpc.cli.arguments.options import (
     DURATION,
     GRACE,
     PAIR,
+    SECRET_VARIABLE,
     SIZE,
     TIME,
     VARIABLE,
@@ -33,7 +34,7 @@ from fastlane_grpc.cli.arguments.options import (
     shows_output_of_run,
     talks_to_server,
 )
-from fastlane_grpc.cli.arguments.outputs import WantedOutput, read_output
+from fastlane_grpc.cli.arguments.outputs import WantedOutput, read_kept, read_output
 from fastlane_grpc.cli.arguments.policies import read_cause, read_exit_code, with_policies
 from fastlane_grpc.cli.arguments.stdin import is_given
 from fastlane_grpc.cli.commands.enqueue_file import FileEnqueue, task_of
@@ -143,7 +144,7 @@ _JOB_OPTIONS = [
     click.option(
         "--secret-env",
         "secret_envs",
-        type=PAIR,
+        type=SECRET_VARIABLE,
         multiple=True,
         help="Set an environment variable to a secret of the operator, as PASSWORD=db-password.",
     ),
@@ -191,7 +192,7 @@ _JOB_OPTIONS = [
     click.option(
         "--input",
         "inputs",
-        type=Reads("input", read_input),
+        type=Reads("source:path", read_input),
         multiple=True,
         help="Copy a file or directory of this machine into the container, as src:/src.",
     ),
@@ -354,14 +355,14 @@ _copies_outputs = click.option(
     "--output",
     "--keep",
     "outputs",
-    type=Reads("output", read_output),
+    type=Reads("path[:target]", read_output),
     multiple=True,
     help="Keep a file or directory of the container and copy it here, as /src/dist or /src/dist:dist.",
 )
 _keeps_outputs = click.option(
     "--keep",
     "outputs",
-    type=Reads("path", read_output),
+    type=Reads("path", read_kept),
     multiple=True,
     help="Keep a file or directory of the container, as /src/dist; `fastlane outputs` gets it.",
 )
