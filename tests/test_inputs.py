@@ -169,10 +169,13 @@ def test_a_directory_is_packed_with_modes_and_links_that_stay_in_it(tmp_path: Pa
     assert seen == {".": (tmp_path.stat().st_mode & 0o777, ""), "bin": (0o700, ""), "bin/tool": (0o751, "")}
 
 
-@pytest.mark.parametrize("target", ["/etc/passwd", "../x", "a/../../x"])
+@pytest.mark.parametrize("target", ["/etc/passwd", "../x", "a/../../x", "a/../x"])
 def test_a_directory_with_a_link_that_leaves_it_is_not_packed(tmp_path: Path, target: str) -> None:
     (tmp_path / "link").symlink_to(target)
-    with pytest.raises(CannotPack, match=f"link is a symbolic link to {target}, which is not in"), packed(tmp_path):
+    with (
+        pytest.raises(CannotPack, match=f"link is a symbolic link to {target}, which may lead out of"),
+        packed(tmp_path),
+    ):
         pass
 
 

@@ -6,6 +6,7 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -118,7 +119,7 @@ def _add(archive: "tarfile.TarFile", path: Path, name: str) -> None:
     elif stat.S_ISLNK(status.st_mode):
         entry.type, entry.linkname = tarfile.SYMTYPE, str(path.readlink())
         if not stays_within(name, entry.linkname):
-            raise CannotPack(f"{path} is a symbolic link to {entry.linkname}, which is not in the directory")
+            raise CannotPack(f"{path} is a symbolic link to {entry.linkname}, which may lead out of the directory")
         archive.addfile(entry)
     elif stat.S_ISREG(status.st_mode):
         with path.open("rb") as file:
@@ -135,15 +136,16 @@ def _add(archive: "tarfile.TarFile", path: Path, name: str) -> None:
 
 
 def stays_within(name: str, target: str) -> bool:
-    """Return whether a symbolic link of this name, below a directory, leads to something below that directory."""
+    """Return whether a symbolic link of this name, below a directory, leads to something below that directory.
+
+    Whatever the other links of the directory are: so ".." is taken at the beginning of the target alone. Behind a name
+    that is itself a link, it would lead elsewhere than it looks.
+    """
     if not target or target.startswith("/") or "\0" in target:
         return False
-    depth = name.count("/")
-    for part in target.split("/"):
-        depth += {"..": -1, ".": 0, "": 0}.get(part, 1)
-        if depth < 0:
-            return False
-    return True
+    parts = [part for part in target.split("/") if part not in {"", "."}]
+    ups = len([*takewhile(lambda part: part == "..", parts)])
+    return ups <= name.count("/") and ".." not in parts[ups:]
 
 
 def _raise(error: OSError) -> None:

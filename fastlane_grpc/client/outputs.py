@@ -90,7 +90,8 @@ def unpack_outputs(archive: BinaryIO, directory: Path, path: str = "") -> Sequen
                 elif entry.issym():
                     if not stays_within(name, entry.linkname):
                         raise CannotUnpack(
-                            f"{entry.name!r} is a symbolic link to {entry.linkname!r}, which leads out of {directory}"
+                            f"{entry.name!r} is a symbolic link to {entry.linkname!r}, "
+                            f"which may lead out of {directory}"
                         )
                     links.append((name, entry.linkname))
     except tarfile.TarError as error:
