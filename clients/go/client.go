@@ -38,7 +38,7 @@ type Client struct {
 
 // Options are how a client connects. The zero value: without TLS, without a token.
 type Options struct {
-	// TLSCA turns TLS on: a PEM file of authorities, one of which signed the server's certificate. "system": this
+	// TLSCA turns TLS on: a PEM file with the authority that signed the server's certificate. "system": this
 	// machine's authorities.
 	TLSCA string
 	// TLSCert and TLSKey turn TLS on: PEM files of the client's own certificate and its key, for a server that

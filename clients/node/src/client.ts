@@ -36,7 +36,7 @@ const LOOPBACK = /^(localhost|127(\.\d+){3}|\[::1\])(:|$)/;
 
 /** How a client connects; without any: not encrypted, without a token. */
 export interface ClientOptions {
-  /** Turns TLS on: a PEM file of authorities, one of which signed the server's certificate. "system": those of Node. */
+  /** Turns TLS on: a PEM file with the authority that signed the server's certificate. "system": those of Node. */
   tlsCa?: string;
   /** Turns TLS on: a PEM file with the client's own certificate, for a server that requires one. */
   tlsCert?: string;

@@ -28,7 +28,7 @@ const CALL_TIMEOUT: Duration = Duration::from_secs(30);
 /// How a client connects. The default: without TLS, without a token.
 #[derive(Clone, Default)]
 pub struct Options {
-    /// Turns TLS on: a PEM file of authorities, one of which signed the server's certificate. "system": this machine's.
+    /// Turns TLS on: a PEM file with the authority that signed the server's certificate. "system": this machine's.
     pub tls_ca: Option<PathBuf>,
     /// Turns TLS on: a PEM file with the client's own certificate, for a server that requires one.
     pub tls_cert: Option<PathBuf>,
