@@ -59,12 +59,13 @@ impl Error {
 
 impl From<Status> for Error {
     fn from(status: Status) -> Self {
-        let mut error = Error::new(status.code(), status.message());
+        // Without an answer of a server, UNKNOWN is a connection that broke.
+        let broke = status.code() == Code::Unknown && std::error::Error::source(&status).is_some();
+        let mut error = Error::new(if broke { Code::Unavailable } else { status.code() }, status.message());
         // gRPC says "transport error", and only a cause that the connection was refused.
         for cause in successors(std::error::Error::source(&status), |cause| cause.source()) {
-            let words = cause.to_string();
-            if !error.message.contains(&words) {
-                error.message = format!("{}: {words}", error.message);
+            if !error.message.contains(&cause.to_string()) {
+                error.message += &format!(": {cause}");
             }
             // A handshake failed: that of TLS does not pass by itself.
             if cause.downcast_ref::<io::Error>().is_some_and(|cause| cause.kind() == io::ErrorKind::InvalidData) {
