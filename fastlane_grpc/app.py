@@ -736,8 +736,10 @@ def _log_to_stderr(recent: RecentLines, *, colors: bool) -> None:
     )
 
 
-class _StderrLogger(structlog.PrintLogger):
-    """A logger that drops lines which cannot be written: the disk is full, or the reader has gone."""
+class _StderrLogger(structlog.WriteLogger):
+    """A logger that drops lines which cannot be written: the disk is full, or the reader has gone.
+
+    A line is written as one piece, under structlog's lock for the file: the access log may go there, too."""
 
     def msg(self, message: str) -> None:
         with suppress(OSError, ValueError):

@@ -47,7 +47,9 @@ class CallLog:
         """`destination`: the path of the access log, `-` for stderr; None: none. `slow_seconds`: from when on a call
         is slow; None: never. CannotServe."""
         self._slow_seconds = slow_seconds
-        self._file = _LogFile(destination) if destination else None
+        self._file: _LogFile | _Stderr | None = None
+        if destination:
+            self._file = _Stderr() if destination == STDERR else _LogFile(Path(destination))
         # None ends the thread.
         self._lines: queue.Queue[str | None] = queue.Queue(most_waiting)
         # Lines that did not fit into the queue; counted on the loop.
@@ -114,20 +116,35 @@ class CallLog:
         return lines, False
 
 
+class _Stderr:
+    """The server's own log. structlog's lock for it keeps lines of both logs whole."""
+
+    def __init__(self) -> None:
+        self._logger = structlog.WriteLogger(sys.stderr)
+
+    def write(self, lines: Sequence[str]) -> None:
+        """Write the lines. OSError."""
+        if lines:
+            self._logger.msg("\n".join(lines))
+
+    def close(self) -> None:
+        """Do nothing."""
+
+
 class _LogFile:
     """A file that lines are appended to. A file that was moved away is begun anew, as programs that rotate logs
     expect."""
 
-    def __init__(self, destination: str) -> None:
-        self._path = None if destination == STDERR else Path(destination)
-        self._file = sys.stderr.fileno() if self._path is None else -1
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file = -1
         # What a line lacks that was written in part, on a full disk.
         self._lacks_newline = False
         try:
             self._open()
         except OSError as error:
             raise CannotServe(
-                f"cannot write the access log {destination}: {error.strerror}; set access_log to another file, or off"
+                f"cannot write the access log {path}: {error.strerror}; set access_log to another file, or off"
             ) from error
 
     def write(self, lines: Sequence[str]) -> None:
@@ -144,19 +161,18 @@ class _LogFile:
             data = data[written:]
 
     def close(self) -> None:
-        if self._path is not None and self._file >= 0:
+        if self._file >= 0:
             os.close(self._file)
             self._file = -1
 
     def _open(self) -> None:
-        if self._path is None or (self._file >= 0 and self._is_there()):
+        if self._file >= 0 and self._is_there():
             return
         self.close()
         self._file = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK, 0o600)
         self._lacks_newline = False
 
     def _is_there(self) -> bool:
-        assert self._path is not None, "stderr is never opened again"
         try:
             return os.path.samestat(self._path.stat(), os.fstat(self._file))
         except FileNotFoundError:

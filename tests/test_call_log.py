@@ -24,6 +24,7 @@ from fastlane_grpc.errors import CannotServe
 from fastlane_grpc.trust import Role, TokenFile
 from fastlane_grpc.v1 import fastlane_pb2 as pb
 from fastlane_grpc.v1 import fastlane_pb2_grpc as pb_grpc
+from tests import forked
 from tests.recorder_program import eventually
 from tests.serving import Server
 
@@ -267,3 +268,24 @@ def test_lines_for_stderr_are_beside_the_log_of_the_server(tmp_path: Path) -> No
     server.stop()
     lines = [json.loads(line) for line in server.log.splitlines()]
     assert [line["method"] for line in lines if "door" in line] == ["GetServerInfo"]
+
+
+def test_lines_for_stderr_are_whole_however_many_threads_write() -> None:
+    code = """if 1:
+        import structlog
+        from fastlane_grpc.debugging import RecentLines
+        from fastlane_grpc.app import _log_to_stderr
+        from fastlane_grpc.call_log import CallLog
+        from fastlane_grpc.call_record import CallRecord
+        _log_to_stderr(RecentLines(), colors=False)
+        calls, log = CallLog("-"), structlog.get_logger()
+        for _ in range(2000):
+            calls.end(CallRecord("grpc", "GetJob", "peer"), "OK")
+            log.info("a line of the server")
+        calls.close()
+    """
+    lines = [json.loads(line) for line in forked.run(code).stderr.splitlines()]
+    of_calls = [line for line in lines if "door" in line]
+    # On a busy machine the last ones may not be written in the time that closing takes.
+    assert of_calls
+    assert len(lines) - len(of_calls) == 2000
