@@ -1,7 +1,7 @@
 """Jobs with many executions in the store: retries, schedules, manual retries, replaced jobs, unique keys."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable, Set
 from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -907,6 +907,11 @@ async def test_no_statement_of_a_job_is_compiled_again(tmp_path: Path, is_new: b
 # ---- any history
 
 
+def ticks_that_ran(executions: Iterable[Execution]) -> Set[datetime]:
+    first = [each for each in executions if each.attempt == 1 and each.times.claim_time]
+    return {each.tick_time for each in first if each.tick_time}
+
+
 class RunsMachine(RuleBasedStateMachine):
     """Any history of ends, stops, pauses, downtimes and clock jumps runs each tick once or counts it as skipped."""
 
@@ -917,9 +922,10 @@ class RunsMachine(RuleBasedStateMachine):
         self.moved = RunsStore(Path(self.directory.name), self.loop)
         self.running: list[Execution] = []
         self.finals: dict[str, Execution] = {}
-        # The pauses so far, and when the current one began.
-        self.pauses: list[tuple[datetime, datetime]] = []
-        self.pause_time: datetime | None = None
+        # The pauses so far: begin, end, and the ticks that had run before; and the current one. A clock that was set
+        # back comes by ticks again that have run.
+        self.pauses: list[tuple[datetime, datetime, Set[datetime]]] = []
+        self.pause: tuple[datetime, Set[datetime]] | None = None
         # Ticks that came during a pause, and whether the schedule was paused before the last step.
         self.paused_ticks, self.was_paused = 0, False
 
@@ -988,13 +994,14 @@ class RunsMachine(RuleBasedStateMachine):
     def the_schedule_is_paused_or_resumed(self) -> None:
         # One rule, as most examples do without some of the rules.
         with suppress(NoSchedule):
-            if self.pause_time is None:
+            if self.pause is None:
                 self._run(self.moved.store.pause_schedule(self.job.id))
-                self.pause_time = self.moved.now
+                self.pause = self.moved.now, ticks_that_ran(self._run(self.moved.executions(self.job.id)))
             else:
                 self._run(self.moved.store.resume_schedule(self.job.id))
-                self.pauses.append((self.pause_time, self.moved.now))
-                self.pause_time = None
+                begin, before = self.pause
+                self.pauses.append((begin, self.moved.now, before))
+                self.pause = None
 
     @rule()
     def the_job_is_stopped(self) -> None:
@@ -1027,9 +1034,9 @@ class RunsMachine(RuleBasedStateMachine):
             assert paused_ticks >= self.paused_ticks
             self.paused_ticks = paused_ticks
         self.was_paused = schedule.paused
-        ran = [each.tick_time for each in begun if each.times.claim_time]
-        for pause, end in self.pauses:
-            assert not any(pause < tick <= end for tick in ran), "no tick runs that came during a pause"
+        ran = ticks_that_ran(executions)
+        for pause, end, before in self.pauses:
+            assert not any(pause < tick <= end for tick in ran - before), "no tick runs that came during a pause"
         if self.cron.overlap is not Overlap.ALLOW:
             open_runs = {each.run for each in executions if not each.state.final}
             assert len(open_runs) <= 1, "one run at a time"
