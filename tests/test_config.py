@@ -252,7 +252,7 @@ def test_each_setting_is_printed_with_where_it_came_from(file: Path) -> None:
 def test_hosts_are_printed_with_where_their_settings_came_from(file: Path) -> None:
     file.write_text(TWO_HOSTS)
     lines = config.toml(config.in_force({}, {}, file)).splitlines()
-    assert lines[-9:] == [
+    assert lines[-11:] == [
         "[[hosts]]",
         f'name = "a-1"  # file {file}',
         f'engine = "tcp://a:2375"  # file {file}',
@@ -262,6 +262,8 @@ def test_hosts_are_printed_with_where_their_settings_came_from(file: Path) -> No
         "# engine_cert_dir is not set",
         'allow_networks = ""  # default',
         'allow_volumes = ""  # default',
+        'allow_devices = ""  # default',
+        "allow_gpus = false  # default",
     ]
     assert not [line for line in lines[: lines.index("[[hosts]]")] if line.startswith(("engine", "capture"))]
 
