@@ -634,7 +634,9 @@ def watch(
 def silence_seconds(options: TailOptions | WatchOptions) -> float:
     """Return how long a stream may be silent before it counts as interrupted: three heartbeats."""
     heartbeat = options.get("heartbeat")
-    return 3 * (_DEFAULT_HEARTBEAT_SECONDS if heartbeat is None else seconds(heartbeat))
+    interval = _DEFAULT_HEARTBEAT_SECONDS if heartbeat is None else seconds(heartbeat)
+    # An interval that is too short is for the server to refuse: its answer needs a moment.
+    return max(3 * interval, _SHORTEST_SILENCE_SECONDS)
 
 
 def give_up_seconds(options: TailOptions | WatchOptions) -> float | None:
@@ -649,6 +651,7 @@ def seconds(duration: Duration, name: str = "timeout") -> float:
 
 
 _DEFAULT_HEARTBEAT_SECONDS = 10.0
+_SHORTEST_SILENCE_SECONDS = 0.3
 
 
 def _pull_policy(policy: str | None) -> fastlane_pb2.JobSpec.PullPolicy.ValueType:
