@@ -507,7 +507,7 @@ class NotAllowed:
 
 @dataclass(frozen=True, slots=True)
 class Allowed:
-    """What jobs may use of a host: names of networks and volumes, paths of devices, and whether its GPUs."""
+    """The parts of a host that jobs may use: networks and volumes by name, devices by path, and its GPUs."""
 
     networks: Set[str] = frozenset()
     volumes: Set[str] = frozenset()
