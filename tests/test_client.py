@@ -97,6 +97,8 @@ def test_enqueue_sends_every_field_and_answers_the_job(server: ScriptedServer, c
         tmpfs=["/tmp", fastlane_client.Tmpfs("/scratch", 1 << 20, 0o700, executable=True)],
         volumes=[fastlane_client.Volume("cache", "/cache", read_only=True)],
         outputs=["/dist"],
+        devices=["/dev/fuse", fastlane_client.Device("/dev/sdb", "/dev/disk", "r")],
+        gpus=fastlane_client.Gpus(ids=["0"]),
         stdin=b"in",
         inputs=[fastlane_client.Input("/etc/a", b"content", mode=0o600)],
         ulimits=[fastlane_client.Ulimit("core", 0), fastlane_client.Ulimit("nofile", 10, -1)],
@@ -136,6 +138,11 @@ def test_enqueue_sends_every_field_and_answers_the_job(server: ScriptedServer, c
         pb.Tmpfs(path="/tmp"),
         pb.Tmpfs(path="/scratch", size_bytes=1 << 20, mode=0o700, executable=True),
     ]
+    assert list(spec.devices) == [
+        pb.Device(path="/dev/fuse"),
+        pb.Device(path="/dev/sdb", container_path="/dev/disk", permissions="r"),
+    ]
+    assert spec.gpus == pb.Gpus(ids=["0"])
     assert (list(spec.outputs), spec.stdin) == (["/dist"], pb.Stdin(content=b"in"))
     assert list(spec.inputs) == [pb.Input(path="/etc/a", content=b"content", mode=0o600)]
     assert list(spec.volumes) == [pb.Volume(name="cache", path="/cache", read_only=True)]

@@ -11,7 +11,18 @@ from types import MappingProxyType
 from typing import Any, Literal, ParamSpec, TypeAlias, TypedDict, TypeVar, Unpack
 
 from fastlane_grpc.client.argument_types import check
-from fastlane_grpc.client.containers import Dns, Tmpfs, Ulimit, Volume, dns_message, tmpfs_messages
+from fastlane_grpc.client.containers import (
+    Device,
+    Dns,
+    Gpus,
+    Tmpfs,
+    Ulimit,
+    Volume,
+    device_messages,
+    dns_message,
+    gpus_message,
+    tmpfs_messages,
+)
 from fastlane_grpc.client.errors import InvalidText
 from fastlane_grpc.client.inputs import Input, Stdin, stdin_message
 from fastlane_grpc.client.policies import (
@@ -96,6 +107,10 @@ class JobOptions(TypedDict, total=False):
     tmpfs: Sequence[Tmpfs | str]
     """File systems in memory; a string is the path of one."""
     volumes: Sequence[Volume]
+    devices: Sequence[Device | str]
+    """Devices of the host that the operator allows; a string is the path of one."""
+    gpus: Gpus | int | None
+    """GPUs of the host, if the operator allows them; a number is that of GPUs, -1: all."""
     inputs: Sequence[Input]
     """Files that are written into the container before its start."""
     outputs: Sequence[str]
@@ -330,6 +345,8 @@ def enqueue(
     cpuset: str = "",
     tmpfs: Sequence[Tmpfs | str] = (),
     volumes: Sequence[Volume] = (),
+    devices: Sequence[Device | str] = (),
+    gpus: Gpus | int | None = None,
     inputs: Sequence[Input] = (),
     outputs: Sequence[str] = (),
     stdin: Stdin | bytes | None = None,
@@ -369,6 +386,8 @@ def enqueue(
         stop_when_unwatched=to_duration(stop_when_unwatched),
         tmpfs=tmpfs_messages(tmpfs),
         volumes=[each.message() for each in volumes],
+        devices=device_messages(devices),
+        gpus=gpus_message(gpus),
         outputs=outputs,
         inputs=[each.message() for each in inputs],
         stdin=stdin_message(stdin),
