@@ -104,6 +104,12 @@ VALUES: Mapping[str, tuple[Any, Any]] = {
         [pb.Volume(name="cache", path="/cache", read_only=True)],
         [pb.Volume(name="cache", path="/cache")],
     ),
+    "devices": (
+        [pb.Device(path="/dev/fuse", container_path="/dev/f", permissions="rw")],
+        [pb.Device(path="/dev/fuse")],
+    ),
+    "gpus.count": (2, -1),
+    "gpus.ids": (["0", "GPU-1"], ["1"]),
     "cap_drop": (["cap_net_raw", "MKNOD"], ["ALL"]),
     # Their contents are stored before.
     "inputs": (
@@ -111,6 +117,10 @@ VALUES: Mapping[str, tuple[Any, Any]] = {
         [pb.Input(path="/a", sha256=sha256(b"two").hexdigest(), size_bytes=3, mode=0o600, uid=1, gid=2)],
     ),
     "outputs": (["/src/dist", "/report"], ["/report"]),
+    "stdin": (
+        pb.Stdin(sha256=sha256(b"one").hexdigest(), size_bytes=3),
+        pb.Stdin(sha256=sha256(b"two").hexdigest(), size_bytes=3),
+    ),
     "registry_credential": ("ci", "other"),
     "secret_envs": ({"A": "a"}, {"A": "b"}),
 }
@@ -152,6 +162,13 @@ IN_CONTAINER: Mapping[str, Mapping[str, Any]] = {
     "volumes": {
         "HostConfig": {"Mounts": [{"Type": "volume", "Source": "cache", "Target": "/cache", "ReadOnly": True}]}
     },
+    "devices": {
+        "HostConfig": {"Devices": [{"PathOnHost": "/dev/fuse", "PathInContainer": "/dev/f", "CgroupPermissions": "rw"}]}
+    },
+    "gpus.count": {"HostConfig": {"DeviceRequests": [{"Driver": "", "Capabilities": [["gpu"]], "Count": 2}]}},
+    "gpus.ids": {
+        "HostConfig": {"DeviceRequests": [{"Driver": "", "Capabilities": [["gpu"]], "DeviceIDs": ["0", "GPU-1"]}]}
+    },
     "cap_drop": {"HostConfig": {"CapDrop": ["NET_RAW", "MKNOD"]}},
     "read_only_root": {"HostConfig": {"ReadonlyRootfs": True}},
     "stop_signal": {"StopSignal": "SIGINT"},
@@ -159,9 +176,13 @@ IN_CONTAINER: Mapping[str, Mapping[str, Any]] = {
 }
 BY_FASTLANE = {
     *("timeout", "pull_policy", "stop_grace", "priority", "start_in", "start_at", "expire_time", "metadata", "history"),
-    *("notifications", "inputs", "outputs", "registry_credential", "secret_envs", "stop_when_unwatched"),
+    *("notifications", "inputs", "outputs", "stdin", "registry_credential", "secret_envs", "stop_when_unwatched"),
     *(path for path in VALUES if path.startswith(("cron.", "retry.", "unique."))),
 }
+
+
+# Messages whose fields mean something together alone.
+WHOLE = {"stdin"}
 
 
 def paths(descriptor: Descriptor, above: str = "") -> Iterator[str]:
@@ -169,7 +190,7 @@ def paths(descriptor: Descriptor, above: str = "") -> Iterator[str]:
     for field in descriptor.fields:
         within = field.message_type
         of_ours = within is not None and within.file is descriptor.file and not within.GetOptions().map_entry
-        if of_ours and not field.is_repeated:
+        if of_ours and not field.is_repeated and field.name not in WHOLE:
             yield from paths(within, f"{above}{field.name}.")
         else:
             yield above + field.name
@@ -197,8 +218,16 @@ def spec_with(path: str, value: object) -> pb.JobSpec:
 async def server(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Server]:
     """One whose engine is not there: it keeps jobs, and starts none."""
     directory = tmp_path_factory.mktemp("spec")
-    allowed = {"allow_networks": ("builds",), "allow_volumes": ("cache",)}
-    hosts = (HostSettings("here", f"unix://{directory}/no-engine", **allowed),)
+    hosts = (
+        HostSettings(
+            "here",
+            f"unix://{directory}/no-engine",
+            allow_networks=("builds",),
+            allow_volumes=("cache",),
+            allow_devices=("/dev/fuse",),
+            allow_gpus=True,
+        ),
+    )
     registries = tuple(RegistrySettings(name, "registry:5000", command="true") for name in ("ci", "other"))
     settings = Settings(
         data_dir=directory / "data",
@@ -227,7 +256,7 @@ def test_every_field_is_tried_here() -> None:
     assert set(VALUES) == set(IN_CONTAINER) | BY_FASTLANE
 
 
-@pytest.mark.parametrize("path", ["tmpfs", "ulimits", "volumes"])
+@pytest.mark.parametrize("path", ["tmpfs", "ulimits", "volumes", "devices"])
 def test_every_field_of_a_message_in_a_list_is_tried_here(path: str) -> None:
     [message] = VALUES[path][0]
     assert {field.name for field, _ in message.ListFields()} == {field.name for field in message.DESCRIPTOR.fields}

@@ -11,7 +11,20 @@ from fastlane_grpc.execution.final_state import not_started
 from fastlane_grpc.kubernetes.api_errors import ClusterRefuses, refusal_of
 from fastlane_grpc.kubernetes.pod_body import START_GATE, PodSettings, pod_body, pod_name
 from fastlane_grpc.kubernetes.pod_state import container_of
-from fastlane_grpc.model import Dns, Input, JobSpec, Limits, PullPolicy, Reason, Tmpfs, Ulimit, Volume
+from fastlane_grpc.model import (
+    Device,
+    Dns,
+    Gpus,
+    Input,
+    JobSpec,
+    Limits,
+    PullPolicy,
+    Reason,
+    Stdin,
+    Tmpfs,
+    Ulimit,
+    Volume,
+)
 from tests.pods import assignment
 
 
@@ -70,8 +83,11 @@ REFUSED: dict[str, Any] = {
     "network": "none",
     "ulimits": [Ulimit("nofile", 1)],
     "volumes": [Volume("v", "/v")],
+    "devices": [Device("/dev/fuse")],
+    "gpus": Gpus(1),
     "inputs": [Input("/f", "0" * 64, 1)],
     "outputs": ["/out"],
+    "stdin": Stdin("0" * 64, 1),
     "secret_envs": {"A": "secret"},
     "registry_credential": "c",
     "stop_signal": "SIGINT",

@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Iterable
 
-from fastlane_grpc.model import Dns, Input, JobSpec, Limits, Tmpfs, Ulimit, Volume
+from fastlane_grpc.model import Device, Dns, Gpus, Input, JobSpec, Limits, Stdin, Tmpfs, Ulimit, Volume
 from fastlane_grpc.v1 import fastlane_pb2 as pb
 
 
@@ -32,19 +32,36 @@ def read_volumes(messages: Iterable[pb.Volume]) -> tuple[Volume, ...]:
     return tuple(Volume(each.name, each.path, each.read_only) for each in messages)
 
 
+def read_devices(messages: Iterable[pb.Device]) -> tuple[Device, ...]:
+    return tuple(Device(each.path, each.container_path, each.permissions) for each in messages)
+
+
+def read_gpus(message: pb.Gpus) -> Gpus:
+    return Gpus(message.count, tuple(message.ids))
+
+
 def read_inputs(messages: Iterable[pb.Input]) -> tuple[Input, ...]:
     return tuple(map(_read_input, messages))
 
 
 def _read_input(message: pb.Input) -> Input:
-    sha256, size_bytes, content = message.sha256, message.size_bytes, None
-    # Without a checksum the content is in the request, and may be empty. With both, the content has to have it.
-    if message.content or not sha256:
-        content = message.content
-        sha256, size_bytes = sha256 or hashlib.sha256(content).hexdigest(), size_bytes or len(content)
+    sha256, size_bytes, content = _read_content(message)
     return Input(
         *(message.path, sha256, size_bytes, message.mode, message.uid, message.gid, message.unpack), content=content
     )
+
+
+def read_stdin(message: pb.Stdin) -> Stdin:
+    return Stdin(*_read_content(message))
+
+
+def _read_content(message: pb.Input | pb.Stdin) -> tuple[str, int, bytes | None]:
+    """Return the checksum and the size of a content, and the content if it is in the request."""
+    if message.sha256 and not message.content:
+        return message.sha256, message.size_bytes, None
+    # Without a checksum the content is in the request, and may be empty. With both, the content has to have it.
+    content = message.content
+    return message.sha256 or hashlib.sha256(content).hexdigest(), message.size_bytes or len(content), content
 
 
 def read_ulimits(messages: Iterable[pb.Ulimit]) -> tuple[Ulimit, ...]:
@@ -62,6 +79,11 @@ def write_options(message: pb.JobSpec, value: JobSpec) -> None:
         message.tmpfs.add(path=tmpfs.path, size_bytes=tmpfs.size_bytes, mode=tmpfs.mode, executable=tmpfs.executable)
     for volume in value.volumes:
         message.volumes.add(name=volume.name, path=volume.path, read_only=volume.read_only)
+    for device in value.devices:
+        message.devices.add(path=device.path, container_path=device.container_path, permissions=device.permissions)
+    if value.gpus is not None:
+        message.gpus.count = value.gpus.count
+        message.gpus.ids.extend(value.gpus.ids)
     for ulimit in value.ulimits:
         message.ulimits.add(name=ulimit.name, soft=ulimit.soft, hard=ulimit.hard)
     if value.dns is not None:

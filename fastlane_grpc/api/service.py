@@ -218,7 +218,7 @@ class Service:
         `conversion_violations` are the violations found while the request was converted."""
         self._check_serving()
         refusal = self.check(request, conversion_violations)
-        if request.spec.inputs:
+        if request.spec.has_contents:
             request, refusal = await self.with_inputs(request, refusal)
         if request.validate_only:
             if refusal:
@@ -260,7 +260,7 @@ class Service:
 
     def _never_starts(self, task_id: str, spec: JobSpec, now: datetime) -> Refusal | None:
         """Return the refusal of a job that could never start, as time or settings are now."""
-        not_allowed = self._allow_lists.violations(task_id, spec) if spec.network or spec.volumes else ()
+        not_allowed = self._allow_lists.violations(task_id, spec) if spec.needs_permission else ()
         violations = [*validation.never_starts_violations(spec, now), *not_allowed]
         return InvalidRequest(violations) if violations else self._allow_lists.not_found(task_id, spec)
 
@@ -396,7 +396,7 @@ class Service:
             )
         )
         refusal, spec = self._never_starts(request.task_id, request.spec, now), request.spec
-        if spec.inputs:
+        if spec.has_contents:
             spec, missing = await self._inputs.stored(spec, validate_only=False)
             refusal = InvalidRequest(missing) if missing else refusal
         job, created = await self._store.replace_job(

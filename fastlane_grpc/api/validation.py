@@ -9,6 +9,7 @@ from datetime import datetime, timedelta
 from itertools import islice
 
 from fastlane_grpc.api.container_validation import (
+    content_violations,
     credential_violations,
     inputs_violations,
     limits_violations,
@@ -90,12 +91,14 @@ def enqueue_violations(
         yield from _container_violations(spec)
     if spec.limits is not DEFAULT_LIMITS:
         yield from limits_violations(spec.limits)
-    if spec.extra_hosts or spec.tmpfs or spec.volumes or spec.ulimits or spec.cap_drop or spec.dns is not None:
+    if spec.has_options:
         yield from options_violations(spec)
     if spec.inputs:
         yield from inputs_violations(spec)
     if spec.outputs:
         yield from outputs_violations(spec.outputs)
+    if spec.stdin is not None:
+        yield from content_violations("spec.stdin", spec.stdin)
     if spec.registry_credential:
         yield from credential_violations(spec.registry_credential)
     if spec.secret_envs:

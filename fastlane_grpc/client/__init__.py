@@ -7,7 +7,7 @@ from fastlane_grpc.client.asynchronous import AsyncClient
 from fastlane_grpc.client.batches import EnqueueResult
 from fastlane_grpc.client.blocking import Client
 from fastlane_grpc.client.channel import proxy
-from fastlane_grpc.client.containers import Dns, Tmpfs, Ulimit, Volume
+from fastlane_grpc.client.containers import Device, Dns, Gpus, Tmpfs, Ulimit, Volume
 from fastlane_grpc.client.errors import (
     CursorRefused,
     Error,
@@ -43,7 +43,7 @@ from fastlane_grpc.client.events import (
     Reconnected,
     StateChange,
 )
-from fastlane_grpc.client.inputs import CannotPack, Input, packed
+from fastlane_grpc.client.inputs import CannotPack, Input, Stdin, packed
 from fastlane_grpc.client.json_requests import request_from_json
 from fastlane_grpc.client.outputs import CannotUnpack, OutputsDamaged, unpack_outputs
 from fastlane_grpc.client.policies import Cron, Duration, Mail, MemoryGrowth, Retry, Unique, Webhook
@@ -83,6 +83,7 @@ __all__ = [
     "Cron",
     "CursorRefused",
     "DeliveryFilter",
+    "Device",
     "Disconnected",
     "Dns",
     "Duration",
@@ -96,6 +97,7 @@ __all__ = [
     "ExecutionTailOptions",
     "Exhausted",
     "Gap",
+    "Gpus",
     "Input",
     "InvalidRequest",
     "InvalidText",
@@ -121,6 +123,7 @@ __all__ = [
     "ServerDefect",
     "ServerUnavailable",
     "StateChange",
+    "Stdin",
     "Tail",
     "TailOptions",
     "TlsFailed",

@@ -744,3 +744,17 @@ def outputs_of_executions(db: Database) -> None:
     """The column for what was kept of the outputs of executions."""
     # JSON: size and checksum of the archive, number of entries, paths that were missing, fault, detail; empty: none.
     db.execute("ALTER TABLE executions ADD COLUMN outputs TEXT NOT NULL DEFAULT ''")
+
+
+@migrations()
+def standard_inputs(db: Database) -> None:
+    """Which contents jobs name as their standard input: those are kept, too."""
+    has_stdin = """instr(new.spec, CAST('"stdin":{' AS BLOB))"""
+    # What looks like a standard input may be deeper in the spec, in its metadata.
+    insert = """
+        INSERT OR IGNORE INTO job_inputs
+        SELECT value, new.job_id FROM json_each(CAST(new.spec AS TEXT), '$.stdin') WHERE key = 'sha256';
+    """
+    db.execute(f"CREATE TRIGGER stdin_came AFTER INSERT ON jobs WHEN {has_stdin} BEGIN {insert} END")
+    # The one of the former spec stays, as the inputs do.
+    db.execute(f"CREATE TRIGGER stdin_changed AFTER UPDATE OF spec ON jobs WHEN {has_stdin} BEGIN {insert} END")
