@@ -178,8 +178,9 @@ class Info:
 
 @dataclass(frozen=True, slots=True)
 class ContainerEvent:
-    """A container of an execution was started, let go on, or waits for its start for another reason than before
-    (`died` is false), or its main process ended.
+    """The main process of a container ended, or (`died` is false) it was started or let go on.
+
+    A container that waits for its start for another reason than before has an event of the second kind, too.
 
     `time_ns` is the time by the backend's clock. `exit_code` is None if the backend does not tell.
     """
