@@ -744,3 +744,10 @@ def outputs_of_executions(db: Database) -> None:
     """The column for what was kept of the outputs of executions."""
     # JSON: size and checksum of the archive, number of entries, paths that were missing, fault, detail; empty: none.
     db.execute("ALTER TABLE executions ADD COLUMN outputs TEXT NOT NULL DEFAULT ''")
+
+
+@migrations()
+def traces_of_callers(db: Database) -> None:
+    """The column for the trace that a job belongs to."""
+    # traceparent and, behind a space, tracestate of the call that enqueued it; empty: it had none.
+    db.execute("ALTER TABLE jobs ADD COLUMN trace TEXT NOT NULL DEFAULT ''")
