@@ -35,7 +35,7 @@ NO_SECRETS = NamedSecrets(())
 
 
 def callers_trace(assignment: Assignment) -> TraceContext | None:
-    """Return the trace in which a job was enqueued; None: it has none. A schedule would stretch it over its own time."""
+    """Return the trace that a job was enqueued in; None: it has none. A trace does not last as long as a schedule."""
     return TraceContext.from_text(assignment.trace) if assignment.trace and not assignment.spec.cron else None
 
 

@@ -24,8 +24,8 @@ from fastlane_grpc.store.rows import (
 # Decides what follows an execution that has ended: called as `schedule.after` is.
 After: TypeAlias = Callable[..., Following]
 
-# SQL: as ITS_SPEC, for the execution `:execution_id` of the row of `jobs`, which is to be started. An execution that was
-# requeued keeps its own spec if its job was replaced meanwhile.
+# SQL: as ITS_SPEC, for the execution `:execution_id` of the row of `jobs`, which is to be started. An execution that
+# was requeued keeps its own spec if its job was replaced meanwhile.
 _TO_START = """
     coalesce(iif(revision > 1, (SELECT spec FROM executions WHERE execution_id = :execution_id), NULL), spec),
     array_index, array_size, trace
