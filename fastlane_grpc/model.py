@@ -186,6 +186,15 @@ class Input:
 
 
 @dataclass(frozen=True, slots=True)
+class Stdin:
+    """The standard input of a command. Its content is stored as that of an Input."""
+
+    sha256: str
+    size_bytes: int
+    content: bytes | None = field(default=None, compare=False, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
 class Ulimit:
     """A limit of each process of a container, -1: unlimited. `hard` None: as `soft`."""
 
@@ -416,6 +425,7 @@ class JobSpec:
     volumes: Sequence[Volume] = ()
     inputs: Sequence[Input] = ()
     outputs: Sequence[str] = ()
+    stdin: Stdin | None = None
     registry_credential: str = ""
     secret_envs: Mapping[str, str] = field(default_factory=dict)
 
@@ -423,6 +433,11 @@ class JobSpec:
     def starts_at_once(self) -> bool:
         """Whether the first execution waits for a slot alone, not for a time."""
         return self.start_in is None and self.start_at is None and self.cron is None
+
+    @property
+    def has_contents(self) -> bool:
+        """Whether the job has inputs or a standard input, whose contents are stored before the job."""
+        return bool(self.inputs) or self.stdin is not None
 
     @property
     def grace(self) -> timedelta:

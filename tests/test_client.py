@@ -97,6 +97,7 @@ def test_enqueue_sends_every_field_and_answers_the_job(server: ScriptedServer, c
         tmpfs=["/tmp", fastlane_client.Tmpfs("/scratch", 1 << 20, 0o700, executable=True)],
         volumes=[fastlane_client.Volume("cache", "/cache", read_only=True)],
         outputs=["/dist"],
+        stdin=b"in",
         inputs=[fastlane_client.Input("/etc/a", b"content", mode=0o600)],
         ulimits=[fastlane_client.Ulimit("core", 0), fastlane_client.Ulimit("nofile", 10, -1)],
         extra_hosts={"db": "192.0.2.7"},
@@ -135,7 +136,7 @@ def test_enqueue_sends_every_field_and_answers_the_job(server: ScriptedServer, c
         pb.Tmpfs(path="/tmp"),
         pb.Tmpfs(path="/scratch", size_bytes=1 << 20, mode=0o700, executable=True),
     ]
-    assert list(spec.outputs) == ["/dist"]
+    assert (list(spec.outputs), spec.stdin) == (["/dist"], pb.Stdin(content=b"in"))
     assert list(spec.inputs) == [pb.Input(path="/etc/a", content=b"content", mode=0o600)]
     assert list(spec.volumes) == [pb.Volume(name="cache", path="/cache", read_only=True)]
     assert list(spec.ulimits) == [pb.Ulimit(name="core", soft=0), pb.Ulimit(name="nofile", soft=10, hard=-1)]

@@ -111,6 +111,10 @@ VALUES: Mapping[str, tuple[Any, Any]] = {
         [pb.Input(path="/a", sha256=sha256(b"two").hexdigest(), size_bytes=3, mode=0o600, uid=1, gid=2)],
     ),
     "outputs": (["/src/dist", "/report"], ["/report"]),
+    "stdin": (
+        pb.Stdin(sha256=sha256(b"one").hexdigest(), size_bytes=3),
+        pb.Stdin(sha256=sha256(b"two").hexdigest(), size_bytes=3),
+    ),
     "registry_credential": ("ci", "other"),
     "secret_envs": ({"A": "a"}, {"A": "b"}),
 }
@@ -159,9 +163,13 @@ IN_CONTAINER: Mapping[str, Mapping[str, Any]] = {
 }
 BY_FASTLANE = {
     *("timeout", "pull_policy", "stop_grace", "priority", "start_in", "start_at", "expire_time", "metadata", "history"),
-    *("notifications", "inputs", "outputs", "registry_credential", "secret_envs", "stop_when_unwatched"),
+    *("notifications", "inputs", "outputs", "stdin", "registry_credential", "secret_envs", "stop_when_unwatched"),
     *(path for path in VALUES if path.startswith(("cron.", "retry.", "unique."))),
 }
+
+
+# Messages whose fields mean something together alone.
+WHOLE = {"stdin"}
 
 
 def paths(descriptor: Descriptor, above: str = "") -> Iterator[str]:
@@ -169,7 +177,7 @@ def paths(descriptor: Descriptor, above: str = "") -> Iterator[str]:
     for field in descriptor.fields:
         within = field.message_type
         of_ours = within is not None and within.file is descriptor.file and not within.GetOptions().map_entry
-        if of_ours and not field.is_repeated:
+        if of_ours and not field.is_repeated and field.name not in WHOLE:
             yield from paths(within, f"{above}{field.name}.")
         else:
             yield above + field.name

@@ -10,7 +10,7 @@ from fastlane_grpc.backend import CannotRun, Container, RefusalKind
 from fastlane_grpc.kubernetes.api_errors import ClusterRefuses, refusal_of
 from fastlane_grpc.kubernetes.pod_body import PodSettings, pod_body, pod_name
 from fastlane_grpc.kubernetes.pod_state import container_of
-from fastlane_grpc.model import Dns, Input, JobSpec, Limits, PullPolicy, Reason, Tmpfs, Ulimit, Volume
+from fastlane_grpc.model import Dns, Input, JobSpec, Limits, PullPolicy, Reason, Stdin, Tmpfs, Ulimit, Volume
 from tests.pods import assignment
 
 
@@ -71,6 +71,7 @@ REFUSED: dict[str, Any] = {
     "volumes": [Volume("v", "/v")],
     "inputs": [Input("/f", "0" * 64, 1)],
     "outputs": ["/out"],
+    "stdin": Stdin("0" * 64, 1),
     "secret_envs": {"A": "secret"},
     "registry_credential": "c",
     "stop_signal": "SIGINT",

@@ -118,6 +118,18 @@ def test_a_record_is_claimed_once(recorder: Recorder) -> None:
     assert not (recorder.directory / "ran").exists()
 
 
+def test_a_command_reads_its_standard_input_from_a_file(recorder: Recorder) -> None:
+    content = recorder.directory / "content"
+    content.write_bytes(b"first\0second\n")
+    for path, code, words in (("nowhere", 118, "recorder: nowhere: No such file or directory\n"), (content, 0, "")):
+        options = ("--execution", EXECUTION_ID, "--stdin", str(path), str(recorder.box), "--", "cat")
+        recorder.offer()
+        assert recorder.start(options=options).end() == (code, words)
+        # Without its standard input the command never ran, and never will.
+        assert (recorder.log.stat().st_size, (recorder.box / "log").exists()) == (0, True) or not code
+    assert walk(recorder.log).stdout == b"first\0second\n"
+
+
 def test_a_box_that_is_not_there_is_claimed_before(recorder: Recorder) -> None:
     shutil.rmtree(recorder.box)
     assert recorder.start("true").end()[0] == 119

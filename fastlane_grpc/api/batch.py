@@ -127,7 +127,7 @@ async def _check(
             reject_unknown_fields(request)
         read, violations = converters.read_enqueue(request, caller_address)
         refusal = service.check(read, violations)
-        if read.spec.inputs:
+        if read.spec.has_contents:
             read, refusal = await service.with_inputs(read, refusal)
         return _Checked(read, refusal)
     except Refusal as refusal:

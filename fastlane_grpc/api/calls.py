@@ -20,7 +20,10 @@ from fastlane_grpc.trust import PERMISSIONS
 from fastlane_grpc.v1 import fastlane_pb2 as pb
 
 # Beyond the first release; GetServerInfo names them.
-FEATURES = ("audit", "batches", "cron", "inputs", "job-logs", "limits", "notifications", "outputs", "retries", "watch")
+FEATURES = (
+    *("audit", "batches", "cron", "inputs", "job-logs", "limits", "notifications", "outputs", "retries", "stdin"),
+    "watch",
+)
 
 # What is stored means nothing until a job names it, and that is in the audit.
 NOT_AUDITED = frozenset({"UploadInput"})

@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Iterable
 
-from fastlane_grpc.model import Dns, Input, JobSpec, Limits, Tmpfs, Ulimit, Volume
+from fastlane_grpc.model import Dns, Input, JobSpec, Limits, Stdin, Tmpfs, Ulimit, Volume
 from fastlane_grpc.v1 import fastlane_pb2 as pb
 
 
@@ -37,14 +37,23 @@ def read_inputs(messages: Iterable[pb.Input]) -> tuple[Input, ...]:
 
 
 def _read_input(message: pb.Input) -> Input:
-    sha256, size_bytes, content = message.sha256, message.size_bytes, None
-    # Without a checksum the content is in the request, and may be empty. With both, the content has to have it.
-    if message.content or not sha256:
-        content = message.content
-        sha256, size_bytes = sha256 or hashlib.sha256(content).hexdigest(), size_bytes or len(content)
+    sha256, size_bytes, content = _read_content(message)
     return Input(
         *(message.path, sha256, size_bytes, message.mode, message.uid, message.gid, message.unpack), content=content
     )
+
+
+def read_stdin(message: pb.Stdin) -> Stdin:
+    return Stdin(*_read_content(message))
+
+
+def _read_content(message: pb.Input | pb.Stdin) -> tuple[str, int, bytes | None]:
+    """Return the checksum and the size of a content, and the content if it is in the request."""
+    if message.sha256 and not message.content:
+        return message.sha256, message.size_bytes, None
+    # Without a checksum the content is in the request, and may be empty. With both, the content has to have it.
+    content = message.content
+    return message.sha256 or hashlib.sha256(content).hexdigest(), message.size_bytes or len(content), content
 
 
 def read_ulimits(messages: Iterable[pb.Ulimit]) -> tuple[Ulimit, ...]:

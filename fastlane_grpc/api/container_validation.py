@@ -9,7 +9,7 @@ from ipaddress import ip_address
 
 from fastlane_grpc.config import is_credential_name, is_engine_name
 from fastlane_grpc.errors import Violation
-from fastlane_grpc.model import Dns, JobSpec, Limits, Tmpfs, Ulimit
+from fastlane_grpc.model import Dns, Input, JobSpec, Limits, Stdin, Tmpfs, Ulimit
 from fastlane_grpc.text.redaction import mask_secrets
 from fastlane_grpc.text.sanitize import control_character
 
@@ -165,10 +165,7 @@ def inputs_violations(spec: JobSpec) -> Iterator[Violation]:
             yield Violation(f"{field}.path", f"{_shown(each.path)} is in {_shown(inside)}, which is mounted later")
         elif any(each.path == other.path for other in spec.inputs[:number]):
             yield Violation(f"{field}.path", f"{_shown(each.path)} is there twice")
-        if not _CHECKSUM.fullmatch(each.sha256):
-            yield Violation(f"{field}.sha256", "must be the SHA-256 of the content, as 64 of 0-9 a-f")
-        if each.size_bytes < 0:
-            yield Violation(f"{field}.size_bytes", f"is {each.size_bytes}; it must be 0 or more")
+        yield from content_violations(field, each)
         if each.mode and each.unpack:
             yield Violation(f"{field}.mode", "cannot be set with unpack: the entries of the archive have modes")
         elif each.mode > 0o7777:
@@ -176,6 +173,13 @@ def inputs_violations(spec: JobSpec) -> Iterator[Violation]:
         for name, number_of_owner in (("uid", each.uid), ("gid", each.gid)):
             if number_of_owner > _HIGHEST_ID:
                 yield Violation(f"{field}.{name}", f"is {number_of_owner}; it must be at most {_HIGHEST_ID}")
+
+
+def content_violations(field: str, content: Input | Stdin) -> Iterator[Violation]:
+    if not _CHECKSUM.fullmatch(content.sha256):
+        yield Violation(f"{field}.sha256", "must be the SHA-256 of the content, as 64 of 0-9 a-f")
+    if content.size_bytes < 0:
+        yield Violation(f"{field}.size_bytes", f"is {content.size_bytes}; it must be 0 or more")
 
 
 def outputs_violations(outputs: Sequence[str]) -> Iterator[Violation]:

@@ -291,6 +291,7 @@ def _read_spec(spec: pb.JobSpec, violations: list[Violation]) -> JobSpec:
         volumes=container_converters.read_volumes(spec.volumes) if spec.volumes else (),
         outputs=tuple(spec.outputs),
         inputs=container_converters.read_inputs(spec.inputs) if spec.inputs else (),
+        stdin=container_converters.read_stdin(spec.stdin) if spec.HasField("stdin") else None,
         registry_credential=spec.registry_credential,
         secret_envs=_read_map(spec.secret_envs),
     )
@@ -423,6 +424,8 @@ def _write_spec(message: pb.JobSpec, value: JobSpec) -> None:
         message.outputs.extend(value.outputs)
     if value.inputs:
         container_converters.write_inputs(message, value.inputs)
+    if value.stdin is not None:
+        message.stdin.sha256, message.stdin.size_bytes = value.stdin.sha256, value.stdin.size_bytes
 
 
 def execution(value: Execution, waits: Waiting | None) -> pb.Execution:

@@ -1,4 +1,4 @@
-"""Inputs of jobs: their contents are stored before the job, under their checksums."""
+"""Inputs of jobs, and their standard inputs: the contents are stored before the job, under their checksums."""
 
 import asyncio
 import errno
@@ -15,8 +15,9 @@ from fastlane_grpc.config import Settings
 from fastlane_grpc.errors import DiskFull, InvalidRequest, StoreFailed, Violation
 from fastlane_grpc.inputs import ArchiveInvalid, InputFiles, WrongChecksum, check_archive
 from fastlane_grpc.machine.data_directory import least_free_bytes, least_free_inodes, missing_room
-from fastlane_grpc.model import Input, JobSpec
+from fastlane_grpc.model import Input, JobSpec, Stdin
 
+_Content = TypeVar("_Content", Input, Stdin)
 _Result = TypeVar("_Result")
 
 # Archives whose entries were checked, by their checksums.
@@ -56,7 +57,7 @@ class Inputs:
 
     async def stored(self, spec: JobSpec, *, validate_only: bool) -> tuple[JobSpec, list[Violation]]:
         """Store the contents that came with a spec. Return the spec with the sizes of all contents, and the violations:
-        inputs whose content is not stored, or cannot be taken. DiskFull.
+        what has a content that is not stored, or cannot be taken. DiskFull.
 
         `validate_only`: nothing is stored.
         """
@@ -98,14 +99,22 @@ class Inputs:
                 inputs.append(found)
                 if fault:
                     violations.append(Violation(f"spec.inputs[{number}].{fault[0]}", fault[1]))
-        if (total := sum(each.size_bytes for each in inputs)) > self._max_bytes:
+            stdin = spec.stdin
+            if stdin is not None:
+                stdin, fault = self._look(stdin, validate_only=validate_only)
+                if fault:
+                    violations.append(Violation(f"spec.stdin.{fault[0]}", fault[1]))
+        total = sum(each.size_bytes for each in inputs) + (stdin.size_bytes if stdin else 0)
+        if total > self._max_bytes:
+            field, what = ("spec.inputs", "take") if inputs else ("spec.stdin", "takes")
+            together = " with stdin" if inputs and stdin else ""
             violations.append(
-                Violation("spec.inputs", f"take {total} bytes in sum; at most {self._max_bytes} are allowed")
+                Violation(field, f"{what} {total} bytes in sum{together}; at most {self._max_bytes} are allowed")
             )
-        return replace(spec, inputs=tuple(inputs)), violations
+        return replace(spec, inputs=tuple(inputs), stdin=stdin), violations
 
-    def _look(self, each: Input, *, validate_only: bool) -> tuple[Input, tuple[str, str] | None]:
-        """Return the input with its size, and the name of a field with its fault."""
+    def _look(self, each: _Content, *, validate_only: bool) -> tuple[_Content, tuple[str, str] | None]:
+        """Return what has a content with its size, and the name of a field with its fault."""
         if each.content is not None:
             if hashlib.sha256(each.content).hexdigest() != each.sha256:
                 return each, ("sha256", "is not that of the content")
@@ -118,7 +127,7 @@ class Inputs:
         if each.size_bytes not in {0, size}:
             return each, ("size_bytes", f"is {each.size_bytes}, and the content has {size} bytes")
         found = replace(each, size_bytes=size)
-        if fault := self._archive_fault(found):
+        if isinstance(found, Input) and (fault := self._archive_fault(found)):
             return found, ("content", fault)
         if each.content is not None and not validate_only:
             self._check_room()

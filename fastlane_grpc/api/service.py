@@ -218,7 +218,7 @@ class Service:
         `conversion_violations` are the violations found while the request was converted."""
         self._check_serving()
         refusal = self.check(request, conversion_violations)
-        if request.spec.inputs:
+        if request.spec.has_contents:
             request, refusal = await self.with_inputs(request, refusal)
         if request.validate_only:
             if refusal:
@@ -396,7 +396,7 @@ class Service:
             )
         )
         refusal, spec = self._never_starts(request.task_id, request.spec, now), request.spec
-        if spec.inputs:
+        if spec.has_contents:
             spec, missing = await self._inputs.stored(spec, validate_only=False)
             refusal = InvalidRequest(missing) if missing else refusal
         job, created = await self._store.replace_job(

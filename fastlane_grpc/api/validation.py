@@ -9,6 +9,7 @@ from datetime import datetime, timedelta
 from itertools import islice
 
 from fastlane_grpc.api.container_validation import (
+    content_violations,
     credential_violations,
     inputs_violations,
     limits_violations,
@@ -96,6 +97,8 @@ def enqueue_violations(
         yield from inputs_violations(spec)
     if spec.outputs:
         yield from outputs_violations(spec.outputs)
+    if spec.stdin is not None:
+        yield from content_violations("spec.stdin", spec.stdin)
     if spec.registry_credential:
         yield from credential_violations(spec.registry_credential)
     if spec.secret_envs:

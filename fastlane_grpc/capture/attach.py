@@ -100,6 +100,12 @@ class AttachCapture:
             "the host captures output by attach, which cannot mask the secrets of the job: they need the recorder",
         )
 
+    def use_stdin(self, content: Path) -> None:
+        raise CannotRun(
+            Reason.INPUT_UNAVAILABLE,
+            "the host captures output by attach, which hands no standard input to the job: it needs the recorder",
+        )
+
     def discard_secrets(self) -> None:
         """Do nothing, as there are none."""
 

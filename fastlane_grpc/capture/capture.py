@@ -59,6 +59,12 @@ class Capture(Protocol):
         `wrap` raises what `read` raises. Raises CannotRun if this way of capture cannot mask.
         """
 
+    def use_stdin(self, content: Path) -> None:
+        """Give a file, which any user can read, to the command of each container as its standard input.
+
+        Raises CannotRun if this way of capture cannot.
+        """
+
     def discard_secrets(self) -> None:
         """Delete secrets that are on their way to a container that is not started."""
 

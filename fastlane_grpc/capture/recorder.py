@@ -28,6 +28,8 @@ from fastlane_grpc.record import Chunk, Position, RecordSealed, RecordWriter, Tr
 
 # Paths in a container of the recorder program and the mounted directory.
 PROGRAM_TARGET, MOUNT_TARGET = "/.fastlane/recorder", "/.fastlane/box"
+# The path in a container of the standard input of its command.
+STDIN_TARGET = "/.fastlane/stdin"
 # The time that a left-over recorder gets, after a hard stop, to store the bytes in its pipes. Then it is killed.
 END_SECONDS = 10.0
 # The least limit of the program: two blocks of a record for the head, two for the newest part.
@@ -57,11 +59,19 @@ class Recorder:
         return cls(_installed(binary, data_dir / "recorder"), data_dir, seen_as, max_log_bytes) if binary else None
 
     def wrap(
-        self, body: Mapping[str, Any], image: Image, mount: Path, execution_id: str, *, variables: int = 0
+        self,
+        body: Mapping[str, Any],
+        image: Image,
+        mount: Path,
+        execution_id: str,
+        *,
+        variables: int = 0,
+        stdin: Path | None = None,
     ) -> Mapping[str, Any]:
         """Return the body of a container whose PID 1 is the recorder, which runs the container's original command.
 
-        `variables`: the number of those in the file of secrets. Raises CannotRun if there is no command.
+        `variables`: the number of those in the file of secrets. `stdin`: the standard input of the command, below the
+        data directory. Raises CannotRun if there is no command.
         """
         words = _command(body, image)
         if not words:
@@ -72,11 +82,16 @@ class Recorder:
         limits, privileges = _ulimits(host), _capabilities(host)
         recorder = [PROGRAM_TARGET, "--execution", execution_id, "--limit", str(self.max_log_bytes)]
         recorder += ["--secrets", str(variables)] if variables else []
+        recorder += ["--stdin", STDIN_TARGET] if stdin else []
         recorder += [*limits.options, *privileges.options, MOUNT_TARGET, "--"]
         mounts = [
             {"Type": "bind", "Source": self._seen(self.program), "Target": PROGRAM_TARGET, "ReadOnly": True},
             {"Type": "bind", "Source": self._seen(mount), "Target": MOUNT_TARGET},
         ]
+        if stdin:
+            # Read-only is the mount, not the file: nobody in the container can open what is behind it for writing, and
+            # change what a retry reads.
+            mounts.append({"Type": "bind", "Source": self._seen(stdin), "Target": STDIN_TARGET, "ReadOnly": True})
         # One process more: the recorder.
         additions = {"Mounts": [*host.get("Mounts", ()), *mounts], "PidsLimit": host["PidsLimit"] + 1}
         return {
@@ -145,6 +160,7 @@ class RecorderCapture:
         self._execution_id = execution_id
         self._recorder = recorder
         self._read_secrets: ReadSecrets = dict
+        self._stdin: Path | None = None
         self._released = False
         # The recorder did not write its trailer: the amount of lost output is unknown.
         self._cut = False
@@ -160,10 +176,13 @@ class RecorderCapture:
         variables = self._read_secrets()
         mount = self._handoff.make(variables)
         self._expect([mount])
-        return self._recorder.wrap(body, image, mount, self._execution_id, variables=len(variables))
+        return self._recorder.wrap(body, image, mount, self._execution_id, variables=len(variables), stdin=self._stdin)
 
     def use_secrets(self, read: ReadSecrets) -> None:
         self._read_secrets = read
+
+    def use_stdin(self, content: Path) -> None:
+        self._stdin = content
 
     def discard_secrets(self) -> None:
         self._handoff.discard_secrets()

@@ -5,7 +5,8 @@ import queue
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import NoReturn
 
@@ -32,7 +33,7 @@ class Interrupts:
         self._orders: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._job_id = ""
         self._stopped = False
-        self._refused = False
+        self._no_job = False
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._handle)
 
@@ -41,16 +42,22 @@ class Interrupts:
         threading.Thread(target=self._carry_out, name="fastlane-stop", daemon=True).start()
 
     def pause(self, seconds: float) -> None:
-        """Sleep before a refused enqueue is tried again. No job is kept meanwhile, so that one Ctrl-C leaves."""
-        self._refused = True
+        """Sleep before a refused enqueue is tried again."""
+        with self.before_a_job():
+            time.sleep(seconds)
+
+    @contextmanager
+    def before_a_job(self) -> Iterator[None]:
+        """Tell that no job is kept meanwhile, so that one Ctrl-C leaves."""
+        before, self._no_job = self._no_job, True
         if self._count:
             self._leave("left; no job was enqueued")
-        time.sleep(seconds)
-        self._refused = False
+        yield
+        self._no_job = before
 
     def _handle(self, number: int, _: object) -> None:
         self._count += 1
-        if self._refused:
+        if self._no_job:
             self._leave("left; no job was enqueued")
         if self._count == 1:
             self._orders.put(signal.Signals(number).name)

@@ -43,7 +43,7 @@ from fastlane_grpc.client.events import (
     Reconnected,
     StateChange,
 )
-from fastlane_grpc.client.inputs import CannotPack, Input, packed
+from fastlane_grpc.client.inputs import CannotPack, Input, Stdin, packed
 from fastlane_grpc.client.json_requests import request_from_json
 from fastlane_grpc.client.outputs import CannotUnpack, OutputsDamaged, unpack_outputs
 from fastlane_grpc.client.policies import Cron, Duration, Mail, MemoryGrowth, Retry, Unique, Webhook
@@ -121,6 +121,7 @@ __all__ = [
     "ServerDefect",
     "ServerUnavailable",
     "StateChange",
+    "Stdin",
     "Tail",
     "TailOptions",
     "TlsFailed",

@@ -11,7 +11,7 @@ from numbers import Integral, Real
 from types import UnionType
 
 from fastlane_grpc.client.containers import Dns, Tmpfs, Ulimit, Volume
-from fastlane_grpc.client.inputs import Input
+from fastlane_grpc.client.inputs import Input, Stdin
 from fastlane_grpc.client.policies import Cron, Mail, Retry, Unique, Webhook
 from fastlane_grpc.text.time_span import span_of
 
@@ -44,6 +44,7 @@ _POLICIES: Mapping[str, tuple[type | UnionType, str]] = {
     "retry": (Retry | int, "a number of retries, or a Retry"),
     "unique": (Unique | str, "a key, or a Unique"),
     "dns": (Dns, 'a Dns, as Dns(servers=["192.0.2.53"])'),
+    "stdin": (Stdin | bytes, "bytes, or a Stdin"),
 }
 
 # Lists of values of ours.

@@ -48,6 +48,26 @@ class Input:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class Stdin:
+    """The standard input of a command. Its content is here, or was stored by `upload`."""
+
+    content: bytes | None = None
+    """A small content: with all else of the job, at most 2 MiB."""
+    sha256: str = ""
+    """What `upload` returned, for a content that is not here."""
+
+    def message(self) -> pb.Stdin:
+        return pb.Stdin(content=self.content or b"", sha256=self.sha256)
+
+
+def stdin_message(stdin: Stdin | bytes | None) -> pb.Stdin | None:
+    """Return the message of an argument; bytes are the content."""
+    if stdin is None:
+        return None
+    return (Stdin(stdin) if isinstance(stdin, bytes) else stdin).message()
+
+
 class CannotPack(Exception):
     """A directory has an entry that no input can have; says which, and why."""
 

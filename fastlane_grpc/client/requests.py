@@ -13,7 +13,7 @@ from typing import Any, Literal, ParamSpec, TypeAlias, TypedDict, TypeVar, Unpac
 from fastlane_grpc.client.argument_types import check
 from fastlane_grpc.client.containers import Dns, Tmpfs, Ulimit, Volume, dns_message, tmpfs_messages
 from fastlane_grpc.client.errors import InvalidText
-from fastlane_grpc.client.inputs import Input
+from fastlane_grpc.client.inputs import Input, Stdin, stdin_message
 from fastlane_grpc.client.policies import (
     Cron,
     Duration,
@@ -100,6 +100,8 @@ class JobOptions(TypedDict, total=False):
     """Files that are written into the container before its start."""
     outputs: Sequence[str]
     """Absolute paths in the container that are kept after its end; see `read_outputs`."""
+    stdin: Stdin | bytes | None
+    """The standard input of the command; by default none. Bytes are the content of a small one."""
     ulimits: Sequence[Ulimit]
     extra_hosts: Mapping[str, str]
     """Additional host names and their IP addresses."""
@@ -330,6 +332,7 @@ def enqueue(
     volumes: Sequence[Volume] = (),
     inputs: Sequence[Input] = (),
     outputs: Sequence[str] = (),
+    stdin: Stdin | bytes | None = None,
     ulimits: Sequence[Ulimit] = (),
     extra_hosts: Mapping[str, str] = _NONE,
     dns: Dns | None = None,
@@ -368,6 +371,7 @@ def enqueue(
         volumes=[each.message() for each in volumes],
         outputs=outputs,
         inputs=[each.message() for each in inputs],
+        stdin=stdin_message(stdin),
         ulimits=[each.message() for each in ulimits],
         extra_hosts=extra_hosts,
         dns=dns_message(dns),

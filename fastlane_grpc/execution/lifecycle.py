@@ -8,9 +8,10 @@ from collections import deque
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
+from pathlib import Path
 from signal import SIGKILL
 
-from fastlane_grpc.backend import BackendDown, BackendRefuses, Container, Handle, NotRunning
+from fastlane_grpc.backend import BackendDown, BackendRefuses, CannotRun, Container, Handle, NotRunning
 from fastlane_grpc.capture.capture import ContainerEnd
 from fastlane_grpc.capture.handoff import CommandStatus, Delivery
 from fastlane_grpc.capture.recorder import CANNOT_STORE_CODE, RecorderCapture
@@ -31,7 +32,18 @@ from fastlane_grpc.execution.host import Host
 from fastlane_grpc.execution.outputs import collect
 from fastlane_grpc.execution.stopping import KILL, Stopping, signal_number
 from fastlane_grpc.inputs import InputFiles
-from fastlane_grpc.model import Assignment, Outputs, State, Stop, StopCause, Waiting, WaitReason, utc_now
+from fastlane_grpc.model import (
+    Assignment,
+    Outputs,
+    Reason,
+    State,
+    Stdin,
+    Stop,
+    StopCause,
+    Waiting,
+    WaitReason,
+    utc_now,
+)
 from fastlane_grpc.record import Trailer
 from fastlane_grpc.runner import Command, Event, LeaveCommand, Mailbox, StopCommand
 from fastlane_grpc.secrets import NamedSecrets
@@ -134,7 +146,18 @@ class Lifecycle(Closing):
         capture = captures.for_new(self.directory, self.execution.id, self.log_line)
         if self.spec.secret_envs:
             capture.use_secrets(partial(self.context.secrets.read, self.spec.secret_envs, self.execution.task_id))
+        if self.spec.stdin:
+            capture.use_stdin(self._content_of(self.spec.stdin))
         self._attempt = self._attempt.with_capture(capture)
+
+    def _content_of(self, stdin: Stdin) -> Path:
+        try:
+            return self.context.inputs.shared(stdin.sha256, stdin.size_bytes)
+        except OSError as error:
+            raise CannotRun(
+                Reason.INPUT_UNAVAILABLE,
+                f"the content of the job's standard input cannot be read: {error.strerror}",
+            ) from error
 
     def use_container(self, handle: Handle | None) -> None:
         """Make a container this execution's, so that it is removed when the execution ends."""

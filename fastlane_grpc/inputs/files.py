@@ -4,6 +4,7 @@ A content arrives in parts, or whole with the job. The parts are a file too, so 
 A content that no job uses is deleted an hour after its last use.
 """
 
+import errno
 import hashlib
 import os
 import re
@@ -82,6 +83,17 @@ class InputFiles:
     def open(self, sha256: str) -> BinaryIO:
         """Open a content. FileNotFoundError."""
         return self.path(sha256).open("rb")
+
+    def shared(self, sha256: str, size_bytes: int) -> Path:
+        """Return the path of a content that any user can read, as the user of a container has to.
+
+        The directory above is closed to all others. FileNotFoundError; OSError for a content of another size.
+        """
+        path = self.path(sha256)
+        path.chmod(0o644)
+        if path.stat().st_size != size_bytes:
+            raise OSError(errno.EIO, "it is not whole")
+        return path
 
     def delete_unused(self, in_use: Callable[[Collection[str]], Set[str]]) -> int:
         """Delete what no job uses and nobody has used for an hour. Return how many files were deleted.

@@ -93,6 +93,7 @@ def _refuse(spec: JobSpec) -> None:
         "volumes": spec.volumes,
         "inputs": spec.inputs,
         "outputs": spec.outputs,
+        "stdin": spec.stdin,
         "secret_envs": spec.secret_envs,
         "a registry_credential: use image pull secrets of the host": spec.registry_credential,
         "a stop_signal other than SIGTERM": spec.stop_signal not in {"", "SIGTERM", "TERM", "15"},

@@ -1,7 +1,7 @@
 /* The recorder: PID 1 of a container. The recorder runs the command, and writes the command's output into the record.
  *
  *     recorder --execution ID [--limit BYTES] [--ulimit NAME=SOFT:HARD]… [--cap-drop NAME]… [--secrets NUMBER]
- *              BOX -- COMMAND [ARGUMENT…]
+ *              [--stdin FILE] BOX -- COMMAND [ARGUMENT…]
  *     recorder --version
  *     recorder --probe      prints more than the smallest limit
  *
@@ -534,6 +534,15 @@ static void execute(char **command)
     errno = why;
 }
 
+/* The standard input of the command, opened before the record is claimed; -1: that of the recorder. */
+static int stdin_file = -1;
+
+static void open_stdin(const char *path)
+{
+    if (path && (stdin_file = open(path, O_RDONLY | O_CLOEXEC)) < 0)
+        die(CANNOT_BEGIN, path);
+}
+
 static void make_pipe(int ends[2])
 {
     if (pipe2(ends, O_CLOEXEC))
@@ -620,13 +629,15 @@ static void launch(char **command)
         for (size_t at = 0; at < secrets_size; at += strlen(secrets + at) + 1)
             putenv(secrets + at);
         give_up_prlimit();
-        if (dup2(output[STDOUT][1], 1) == 1 && dup2(output[STDERR][1], 2) == 2 && give_up_rights())
+        if ((stdin_file < 0 || dup2(stdin_file, 0) == 0) && dup2(output[STDOUT][1], 1) == 1 && dup2(output[STDERR][1], 2) == 2 && give_up_rights())
             execute(command);
         int why = errno;
         _exit(write(failure[1], &why, sizeof why) == sizeof why ? NOT_FOUND : CANNOT_BEGIN);
     }
     if (secrets)
         explicit_bzero(secrets, secrets_size);
+    if (stdin_file >= 0)
+        close(stdin_file);
     for (int i = 0; i < 2; i++) {
         pipes[i] = output[i][0];
         close(output[i][1]);
@@ -884,7 +895,7 @@ static bool finish(void)
 
 static _Noreturn void usage(const char *what, const char *why)
 {
-    dprintf(2, "recorder: %s: %s\nusage: recorder --execution ID [--limit BYTES] [--ulimit NAME=SOFT:HARD]... [--cap-drop NAME]... [--secrets NUMBER] BOX -- COMMAND [ARGUMENT...]\n", what, why);
+    dprintf(2, "recorder: %s: %s\nusage: recorder --execution ID [--limit BYTES] [--ulimit NAME=SOFT:HARD]... [--cap-drop NAME]... [--secrets NUMBER] [--stdin FILE] BOX -- COMMAND [ARGUMENT...]\n", what, why);
     _exit(CANNOT_BEGIN);
 }
 
@@ -910,7 +921,7 @@ static void read_ulimit(const char *word)
 }
 
 /* Reads the options; returns BOX, "--" and the command. */
-static char **read_options(char **word, const char **execution)
+static char **read_options(char **word, const char **execution, const char **stdin_path)
 {
     for (; *word && strncmp(*word, "--", 2) == 0 && word[1]; word += 2) {
         if (strcmp(*word, "--execution") == 0)
@@ -925,7 +936,9 @@ static char **read_options(char **word, const char **execution)
             secrets_expected = atoi(word[1]);
             if (secrets_expected < 1)
                 usage("--secrets", "expected a number of variables");
-        } else if (strcmp(*word, "--ulimit") == 0)
+        } else if (strcmp(*word, "--stdin") == 0)
+            *stdin_path = word[1];
+        else if (strcmp(*word, "--ulimit") == 0)
             read_ulimit(word[1]);
         else if (strcmp(*word, "--cap-drop") == 0) {
             if (strcmp(word[1], "KILL") && strcmp(word[1], "SETPCAP"))
@@ -952,8 +965,8 @@ int main(int argc, char **argv)
                 return 1;
         return 0;
     }
-    const char *execution = NULL;
-    char **words = read_options(argv + !!argc, &execution);
+    const char *execution = NULL, *stdin_path = NULL;
+    char **words = read_options(argv + !!argc, &execution, &stdin_path);
     if (getpid() != 1)
         usage("not PID 1", "it would end every process it sees");
     /* If it may, as root may, the recorder sets a saved group that differs from its group. prlimit demands a group that
@@ -977,6 +990,7 @@ int main(int argc, char **argv)
         errno = EMFILE, die(CANNOT_BEGIN, "signalfd");
     make_crc_table();
 
+    open_stdin(stdin_path);
     take_secrets(words[0]);
     int box = claim(words[0]);
     begin(execution);

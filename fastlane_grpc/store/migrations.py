@@ -747,6 +747,20 @@ def outputs_of_executions(db: Database) -> None:
 
 
 @migrations()
+def standard_inputs(db: Database) -> None:
+    """Which contents jobs name as their standard input: those are kept, too."""
+    has_stdin = """instr(new.spec, CAST('"stdin":{' AS BLOB))"""
+    # What looks like a standard input may be deeper in the spec, in its metadata.
+    insert = """
+        INSERT OR IGNORE INTO job_inputs
+        SELECT value, new.job_id FROM json_each(CAST(new.spec AS TEXT), '$.stdin') WHERE key = 'sha256';
+    """
+    db.execute(f"CREATE TRIGGER stdin_came AFTER INSERT ON jobs WHEN {has_stdin} BEGIN {insert} END")
+    # The one of the former spec stays, as the inputs do.
+    db.execute(f"CREATE TRIGGER stdin_changed AFTER UPDATE OF spec ON jobs WHEN {has_stdin} BEGIN {insert} END")
+
+
+@migrations()
 def traces_of_callers(db: Database) -> None:
     """The column for the trace that a job belongs to."""
     # traceparent and, behind a space, tracestate of the call that enqueued it; empty: it had none.

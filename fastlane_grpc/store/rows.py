@@ -40,6 +40,7 @@ from fastlane_grpc.model import (
     ScheduleState,
     Source,
     State,
+    Stdin,
     Stop,
     StopCause,
     Task,
@@ -247,6 +248,7 @@ def spec_bytes(spec: JobSpec) -> bytes:
         "tmpfs": [_without_defaults(asdict(each)) for each in spec.tmpfs] or None,
         "volumes": [_without_defaults(asdict(each)) for each in spec.volumes] or None,
         "inputs": [_without_defaults(asdict(replace(each, content=None))) for each in spec.inputs] or None,
+        "stdin": None if spec.stdin is None else {"sha256": spec.stdin.sha256, "size_bytes": spec.stdin.size_bytes},
         # A soft limit of zero is a limit.
         "ulimits": [[each.name, each.soft, each.hard] for each in spec.ulimits] or None,
         "dns": None if spec.dns is None else _without_defaults({k: list(v) for k, v in asdict(spec.dns).items()}),
@@ -266,7 +268,7 @@ _plain_of = attrgetter(*_PLAIN_NAMES)
 # Fields that are kept unless they are None or empty; most specs have none of them.
 _optional_of = attrgetter(
     *("timeout", "stop_grace", "metadata", "start_in", "start_at", "expire_time", "cron", "retry", "unique"),
-    *("notifications", "stop_when_unwatched", "tmpfs", "volumes", "ulimits", "dns", "inputs"),
+    *("notifications", "stop_when_unwatched", "tmpfs", "volumes", "ulimits", "dns", "inputs", "stdin"),
 )
 _NONE_SET = _optional_of(JobSpec(""))
 _COLLECTIONS: Sequence[tuple[str, Callable[[JobSpec], Any], type]] = tuple(
@@ -315,6 +317,7 @@ def spec_from(data: bytes | str) -> JobSpec:
         volumes=tuple(Volume(**{"name": "", "path": "", **each}) for each in kept.get("volumes", ())),
         outputs=tuple(kept.get("outputs", ())),
         inputs=tuple(Input(**{"path": "", "sha256": "", "size_bytes": 0, **each}) for each in kept.get("inputs", ())),
+        stdin=None if "stdin" not in kept else Stdin(**kept["stdin"]),
         registry_credential=kept.get("registry_credential", ""),
         secret_envs=kept.get("secret_envs", {}),
     )

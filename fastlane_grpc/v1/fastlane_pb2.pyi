@@ -175,7 +175,9 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     REASON_REGISTRY_UNAVAILABLE: _Reason.ValueType  # 13
     """The registry did not respond, or failed, in several attempts."""
     REASON_INPUT_UNAVAILABLE: _Reason.ValueType  # 14
-    """The content of an input is missing from the data directory, or cannot be read."""
+    """The content of an input, or of the standard input, is missing from the data directory or cannot be read. Or the job
+    has a standard input, and the host has no recorder, which hands it over.
+    """
     REASON_SECRET_UNAVAILABLE: _Reason.ValueType  # 16
     """A secret of the job could not be read or used, or the host has no recorder, which masks secrets in the log."""
 
@@ -213,7 +215,9 @@ started again.
 REASON_REGISTRY_UNAVAILABLE: Reason.ValueType  # 13
 """The registry did not respond, or failed, in several attempts."""
 REASON_INPUT_UNAVAILABLE: Reason.ValueType  # 14
-"""The content of an input is missing from the data directory, or cannot be read."""
+"""The content of an input, or of the standard input, is missing from the data directory or cannot be read. Or the job
+has a standard input, and the host has no recorder, which hands it over.
+"""
 REASON_SECRET_UNAVAILABLE: Reason.ValueType  # 16
 """A secret of the job could not be read or used, or the host has no recorder, which masks secrets in the log."""
 Global___Reason: _TypeAlias = Reason  # noqa: Y015
@@ -650,6 +654,7 @@ class JobSpec(_message.Message):
     VOLUMES_FIELD_NUMBER: _builtins.int
     INPUTS_FIELD_NUMBER: _builtins.int
     OUTPUTS_FIELD_NUMBER: _builtins.int
+    STDIN_FIELD_NUMBER: _builtins.int
     REGISTRY_CREDENTIAL_FIELD_NUMBER: _builtins.int
     SECRET_ENVS_FIELD_NUMBER: _builtins.int
     image: _builtins.str
@@ -812,6 +817,12 @@ class JobSpec(_message.Message):
         """
 
     @_builtins.property
+    def stdin(self) -> Global___Stdin:
+        """The standard input of the command. Kept as long as the job, so that retries read the same bytes. The command gets a
+        file that it can only read. The host needs the recorder. Unset: /dev/null, which is empty.
+        """
+
+    @_builtins.property
     def secret_envs(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Environment variables with secrets of the operator: variable to name of the secret, as "db-password", or
         "vault/db-password" for a file of a directory; at most 64. The value is read for each container, is given to the
@@ -855,12 +866,13 @@ class JobSpec(_message.Message):
         volumes: _abc.Iterable[Global___Volume] | None = ...,
         inputs: _abc.Iterable[Global___Input] | None = ...,
         outputs: _abc.Iterable[_builtins.str] | None = ...,
+        stdin: Global___Stdin | None = ...,
         registry_credential: _builtins.str = ...,
         secret_envs: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["cron", b"cron", "dns", b"dns", "expire_time", b"expire_time", "limits", b"limits", "metadata", b"metadata", "retry", b"retry", "start_at", b"start_at", "start_in", b"start_in", "stop_grace", b"stop_grace", "stop_when_unwatched", b"stop_when_unwatched", "timeout", b"timeout", "unique", b"unique"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cron", b"cron", "dns", b"dns", "expire_time", b"expire_time", "limits", b"limits", "metadata", b"metadata", "retry", b"retry", "start_at", b"start_at", "start_in", b"start_in", "stdin", b"stdin", "stop_grace", b"stop_grace", "stop_when_unwatched", b"stop_when_unwatched", "timeout", b"timeout", "unique", b"unique"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["args", b"args", "cap_drop", b"cap_drop", "command", b"command", "cron", b"cron", "dns", b"dns", "entrypoint", b"entrypoint", "envs", b"envs", "expire_time", b"expire_time", "extra_hosts", b"extra_hosts", "history", b"history", "image", b"image", "inputs", b"inputs", "labels", b"labels", "limits", b"limits", "metadata", b"metadata", "network", b"network", "notifications", b"notifications", "outputs", b"outputs", "priority", b"priority", "pull_policy", b"pull_policy", "read_only_root", b"read_only_root", "registry_credential", b"registry_credential", "retry", b"retry", "secret_envs", b"secret_envs", "start_at", b"start_at", "start_in", b"start_in", "stop_grace", b"stop_grace", "stop_signal", b"stop_signal", "stop_when_unwatched", b"stop_when_unwatched", "timeout", b"timeout", "tmpfs", b"tmpfs", "ulimits", b"ulimits", "unique", b"unique", "user", b"user", "volumes", b"volumes", "working_dir", b"working_dir"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["args", b"args", "cap_drop", b"cap_drop", "command", b"command", "cron", b"cron", "dns", b"dns", "entrypoint", b"entrypoint", "envs", b"envs", "expire_time", b"expire_time", "extra_hosts", b"extra_hosts", "history", b"history", "image", b"image", "inputs", b"inputs", "labels", b"labels", "limits", b"limits", "metadata", b"metadata", "network", b"network", "notifications", b"notifications", "outputs", b"outputs", "priority", b"priority", "pull_policy", b"pull_policy", "read_only_root", b"read_only_root", "registry_credential", b"registry_credential", "retry", b"retry", "secret_envs", b"secret_envs", "start_at", b"start_at", "start_in", b"start_in", "stdin", b"stdin", "stop_grace", b"stop_grace", "stop_signal", b"stop_signal", "stop_when_unwatched", b"stop_when_unwatched", "timeout", b"timeout", "tmpfs", b"tmpfs", "ulimits", b"ulimits", "unique", b"unique", "user", b"user", "volumes", b"volumes", "working_dir", b"working_dir"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1035,6 +1047,38 @@ class Input(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Input: _TypeAlias = Input  # noqa: Y015
+
+@_typing.final
+class Stdin(_message.Message):
+    """The standard input of a command. Its content is in the request, or was stored by UploadInput. It counts toward
+    `max_input_bytes`, together with the inputs.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CONTENT_FIELD_NUMBER: _builtins.int
+    SHA256_FIELD_NUMBER: _builtins.int
+    SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    content: _builtins.bytes
+    """Content of a small file. The whole spec takes at most 2 MiB. Never returned."""
+    sha256: _builtins.str
+    """SHA-256 of the content, as 64 of 0-9 a-f. Required where the content is not in the request. Always returned."""
+    size_bytes: _builtins.int
+    """Size of the content in bytes. Always returned. A request may leave it out."""
+    def __init__(
+        self,
+        *,
+        content: _builtins.bytes = ...,
+        sha256: _builtins.str = ...,
+        size_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "sha256", b"sha256", "size_bytes", b"size_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Stdin: _TypeAlias = Stdin  # noqa: Y015
 
 @_typing.final
 class Outputs(_message.Message):

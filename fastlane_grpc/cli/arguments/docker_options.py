@@ -17,12 +17,11 @@ _TABLE: Sequence[tuple[str, str]] = (
     ),
     ("--storage-opt", _BY_OPERATOR),
     # A terminal and standard input.
-    ("-i --interactive", "a job has no standard input; pass data by arguments, -e or --env-file"),
     (
         "-t --tty",
         "a job has no terminal; to unbuffer output, use the program's own switch, as PYTHONUNBUFFERED=1",
     ),
-    ("--attach", "not needed: stdout and stderr are always shown; -d shows neither"),
+    ("--attach", "not needed: stdout and stderr are always shown, and -i gives stdin to the job; -d shows neither"),
     ("--sig-proxy", "not needed: Ctrl-C and SIGTERM stop the job, with its own --stop-signal"),
     ("--detach-keys", "not needed: press Ctrl-C twice to detach"),
     # Life of the container.

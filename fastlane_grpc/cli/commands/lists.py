@@ -320,6 +320,7 @@ def _job_facts(job: pb.Job, now: datetime) -> Iterator[tuple[str, str]]:
     yield "limits", ", ".join(_limits(spec.limits))
     yield "volumes", ", ".join(_volumes(spec))
     yield "inputs", ", ".join(f"{each.path} ({size(each.size_bytes)})" for each in spec.inputs)
+    yield "stdin", size(spec.stdin.size_bytes) if spec.HasField("stdin") else ""
     yield "outputs", " ".join(spec.outputs)
     yield "ulimits", " ".join(_ulimits(spec))
     yield "dropped", " ".join(spec.cap_drop)

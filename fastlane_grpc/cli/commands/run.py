@@ -3,6 +3,7 @@
 import time
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
 from functools import cached_property
 from io import BytesIO, RawIOBase
@@ -17,7 +18,7 @@ from fastlane_grpc.cli.arguments.container import read_extra_host, read_tmpfs, r
 from fastlane_grpc.cli.arguments.docker_options import refusal
 from fastlane_grpc.cli.arguments.encoding import is_utf8
 from fastlane_grpc.cli.arguments.env_file import read_env_file
-from fastlane_grpc.cli.arguments.inputs import GivenInput, read_input, stored_inputs
+from fastlane_grpc.cli.arguments.inputs import GivenFiles, read_input, stored_files
 from fastlane_grpc.cli.arguments.options import (
     DELAY,
     DURATION,
@@ -58,6 +59,9 @@ _Answer = TypeVar("_Answer")
 
 CAUSE = Reads("end|code", read_cause)
 EXIT_CODE = Reads("code", read_exit_code)
+
+# Where Ctrl-C ends the command at any time.
+_ANYTIME = nullcontext()
 
 # `docker run -a` takes these; ours takes the address of a server.
 _STREAMS = ["stdin"], ["stdout"], ["stderr"]
@@ -195,6 +199,20 @@ _JOB_OPTIONS = [
         type=Reads("source:path", read_input),
         multiple=True,
         help="Copy a file or directory of this machine into the container, as src:/src.",
+    ),
+    click.option(
+        "--stdin",
+        "stdin",
+        type=click.Path(path_type=Path, allow_dash=True),
+        metavar="PATH",
+        help="Give this file to the command as its standard input.",
+    ),
+    click.option(
+        "-i",
+        "--interactive",
+        "reads_stdin",
+        is_flag=True,
+        help="Read the standard input to its end, and give it to the command.",
     ),
     click.option(
         "--ulimit",
@@ -404,10 +422,12 @@ def run(
       fastlane run --task send-mail -e SMTP_SERVER=mail --timeout 2m registry:5000/mail:1.4 python send.py
       JOB=$(fastlane run -d busybox sleep 60)
       fastlane run --input src:/src -w /src --output /src/dist node:22 npm run build
+      pg_dump shop | fastlane run -i -e PGHOST=db postgres:17 psql
       fastlane run --retries 3 --backoff 5s busybox sh -c 'exit 1'
 
-    Everything after IMAGE belongs to the command, as with `docker run`. A job gets no standard input and no terminal.
-    Retries are announced on stderr, and the exit status is that of the job.
+    Everything after IMAGE belongs to the command, as with `docker run`. A job gets a standard input by -i or --stdin
+    alone, which is read to its end before the job is enqueued, and no terminal. Retries are announced on stderr, and
+    the exit status is that of the job.
 
     If the connection or the server goes down, the command waits and resumes: no byte is repeated, and missing bytes are
     reported. Ctrl-C (or SIGTERM) stops the job and shows its last output; press it again to detach. If the reader of
@@ -420,13 +440,14 @@ def run(
       125  the job never ran, expired,        1  another error
            or its end is unknown
     """
-    told = quiet or _tell_of_stdin()
+    told = quiet or job_options["reads_stdin"] or job_options["stdin"] is not None or _tell_of_stdin()
     if verbose and (proxied := proxy_text(address)):
         say(proxied)
     with connected(address) as client:
         interrupts = None if detach else Interrupts(client_of(address))
         pause = time.sleep if interrupts is None else interrupts.pause
-        job = _enqueued(client, environ, pause, address=address, outputs=outputs, **job_options)
+        storing = _ANYTIME if interrupts is None else interrupts.before_a_job()
+        job = _enqueued(client, environ, pause, address=address, outputs=outputs, storing=storing, **job_options)
         if interrupts is None:
             click.echo(job.id)
             return 0
@@ -530,7 +551,6 @@ def replace(
     address: str,
     image: str,
     task: str | None,
-    inputs: Sequence[GivenInput],
     **options: Any,
 ) -> int:
     """Replace all that a job is to do: its command, its schedule, its retries. A job that does not exist is created
@@ -551,8 +571,9 @@ def replace(
                 task = client.job(found).task_id
             except api.NotFound:
                 task = task_of(image)
+        files = GivenFiles.of(options)
         made = _job_options(environ, **options)
-        made["inputs"] = stored_inputs(inputs, lambda: client.server_info().max_input_bytes, client.upload)
+        made |= stored_files(files, lambda: client.server_info().max_input_bytes, client.upload)
         job = client.replace_job(found, task, image, etag=etag, **made)
     write(1, as_line(job) if form == "json" else f"job {job.id}: {state_name(job.state)}\n".encode())
     return 0
@@ -582,11 +603,12 @@ def _enqueued(
     request_id: str | None,
     id_file: Path | None,
     wait: timedelta,
-    inputs: Sequence[GivenInput],
+    storing: AbstractContextManager[None] = _ANYTIME,
     **options: Any,
 ) -> fastlane_pb2.Job:
     # The same one in each try: they make one job.
     request_id = request_id or str(uuid.uuid4())
+    files = GivenFiles.of(options)
     made = _job_options(environ, **options)
 
     def patiently(call: Callable[[], _Answer]) -> _Answer:
@@ -597,11 +619,12 @@ def _enqueued(
 
     # Opened before a job is stored: a file that cannot be written must not cost a job whose id nobody knows.
     with _open_id_file(id_file) as file:
-        made["inputs"] = stored_inputs(
-            inputs,
-            lambda: patiently(client.server_info).max_input_bytes,
-            lambda content: patiently(lambda: client.upload(content)),
-        )
+        with storing:
+            made |= stored_files(
+                files,
+                lambda: patiently(client.server_info).max_input_bytes,
+                lambda content: patiently(lambda: client.upload(content)),
+            )
         job = patiently(enqueue)
         try:
             file.write(f"{job.id}\n".encode())
@@ -661,7 +684,7 @@ def _is_ci(environ: Mapping[str, str]) -> bool:
 def _tell_of_stdin() -> bool:
     """Say that what was piped into the command is not read, if something was. Whether that was said."""
     if given := is_given():
-        say("a job has no standard input: the pipe or file on the standard input of this command is not read")
+        say("the pipe or file on the standard input of this command is not read: with -i the job gets it")
     return given
 
 
