@@ -134,7 +134,8 @@ def run(name: str, rounds: int) -> int:
         environment = os.environ | {"CHAOS_SEED": seed, "CHAOS_TALLY": tally.name, **row.more}
         if row.variable:
             environment[row.variable] = str(rounds)
-        command = [sys.executable, "-m", "pytest", "-q", f"--hypothesis-seed={seed}", "-o", "timeout=7200"]
+        command = [sys.executable, "-m", "pytest", "-q", "-o", "timeout=7200"]
+        command += ["--hypothesis-profile=default", f"--hypothesis-seed={seed}"]
         start = time.monotonic()
         command += row.arguments
         ran = subprocess.run(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True, check=False)

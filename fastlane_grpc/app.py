@@ -663,8 +663,7 @@ def _host(configured: HostSettings, store: Store, settings: Settings, supervisor
         instance=store.instance,
         host=configured.name,
         default_pids=settings.default_pids,
-        networks=configured.allow_networks,
-        volumes=configured.allow_volumes,
+        allowed=configured.allowed,
         registries=settings.registries,
     )
     choice = CaptureChoice(

@@ -8,7 +8,7 @@ import subprocess
 import tarfile
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ from fastlane_grpc.docker.handle import unpacked
 from fastlane_grpc.execution import BackendRunner, Host, Step
 from fastlane_grpc.inputs import InputFiles
 from fastlane_grpc.logs import Logs
-from fastlane_grpc.model import Assignment, CaptureMode, Execution, JobSpec, Source, State
+from fastlane_grpc.model import Allowed, Assignment, CaptureMode, Execution, JobSpec, Source, State
 from fastlane_grpc.record import Chunk, Gap, Position, RecordReader, Trailer
 from fastlane_grpc.runner import LeaveCommand, Mailbox, StopCommand
 from fastlane_grpc.store import Store
@@ -198,8 +198,7 @@ class EngineHarness:
         self._loop_thread.start()
         self.threads = ThreadPoolExecutor(16, "execution")
         self.retry_seconds = float(SECONDS)
-        # The networks that jobs may use.
-        self.networks: Collection[str] = ()
+        self.allowed = Allowed()
         self.open()
 
     def open(self) -> None:
@@ -226,7 +225,7 @@ class EngineHarness:
 
     def backend(self, host: str) -> DockerBackend:
         return DockerBackend(
-            self.engine, instance=self.store.instance, host=host, default_pids=256, networks=self.networks
+            self.engine, instance=self.store.instance, host=host, default_pids=256, allowed=self.allowed
         )
 
     def captures(self, mode: CaptureMode) -> DockerCaptures:

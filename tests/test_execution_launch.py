@@ -16,7 +16,7 @@ from fastlane_grpc.docker.engine import Engine, container_name
 from fastlane_grpc.docker.engine_errors import EngineDown
 from fastlane_grpc.execution import Step
 from fastlane_grpc.execution.events import Died
-from fastlane_grpc.model import CaptureMode, Execution, Outcome, PullPolicy, Reason, State
+from fastlane_grpc.model import Allowed, CaptureMode, Execution, Outcome, PullPolicy, Reason, State
 from tests.engine import EngineHarness, Killed, by_attach, by_recorder, engine_address, opened
 from tests.images import busybox, loaded_image
 from tests.own_engine import IMAGE, OwnEngine
@@ -374,7 +374,7 @@ def test_a_refusal_that_is_final_says_what_is_wrong_and_is_not_tried_again(
     harness: EngineHarness, more: dict[str, object], words: str
 ) -> None:
     if "network" in more:
-        harness.networks = [str(more["network"])]
+        harness.allowed = Allowed(networks={str(more["network"])})
         harness.reopen()
     execution = harness.run("true", **more)
     assert (execution.state, outcome(execution).reason, outcome(execution).exit_code) == (

@@ -113,7 +113,6 @@ def fuzzing(examples: int) -> Any:
         database=None,
         phases=[Phase.explicit, Phase.generate],
         suppress_health_check=list(HealthCheck),
-        derandomize="CHAOS_REQUESTS" not in os.environ,
     )
 
 

@@ -10,7 +10,20 @@ from fastlane_grpc.backend import CannotRun, Container, RefusalKind
 from fastlane_grpc.kubernetes.api_errors import ClusterRefuses, refusal_of
 from fastlane_grpc.kubernetes.pod_body import PodSettings, pod_body, pod_name
 from fastlane_grpc.kubernetes.pod_state import container_of
-from fastlane_grpc.model import Dns, Input, JobSpec, Limits, PullPolicy, Reason, Stdin, Tmpfs, Ulimit, Volume
+from fastlane_grpc.model import (
+    Device,
+    Dns,
+    Gpus,
+    Input,
+    JobSpec,
+    Limits,
+    PullPolicy,
+    Reason,
+    Stdin,
+    Tmpfs,
+    Ulimit,
+    Volume,
+)
 from tests.pods import assignment
 
 
@@ -69,6 +82,8 @@ REFUSED: dict[str, Any] = {
     "network": "none",
     "ulimits": [Ulimit("nofile", 1)],
     "volumes": [Volume("v", "/v")],
+    "devices": [Device("/dev/fuse")],
+    "gpus": Gpus(1),
     "inputs": [Input("/f", "0" * 64, 1)],
     "outputs": ["/out"],
     "stdin": Stdin("0" * 64, 1),

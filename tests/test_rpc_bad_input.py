@@ -34,7 +34,6 @@ SETTINGS = settings(
     phases=PHASES,
     deadline=None,
     database=None,
-    derandomize=not CHAOS,
     suppress_health_check=list(HealthCheck),
 )
 FAILURE = Outcome(Reason.EXIT_CODE, "", 1)
@@ -196,14 +195,7 @@ def stored(harness: RpcHarness) -> Iterator[Stored]:
 
 
 @pytest.mark.parametrize("name", CALLS)
-@settings(
-    max_examples=EXAMPLES,
-    deadline=None,
-    database=None,
-    phases=PHASES,
-    derandomize=not CHAOS,
-    suppress_health_check=list(HealthCheck),
-)
+@SETTINGS
 @given(data=st.data())
 async def test_a_call_is_carried_out_or_names_its_fault_and_changes_nothing(
     harness: RpcHarness, stored: Stored, name: str, data: st.DataObject

@@ -25,8 +25,10 @@ from sqlite_utils import Database
 
 from fastlane_grpc.errors import DiskFull, ExecutionNotFound, JobNotFound, RequestIdReused, ServerStopping, StoreFailed
 from fastlane_grpc.model import (
+    Device,
     Dns,
     Execution,
+    Gpus,
     Input,
     Job,
     JobSpec,
@@ -360,6 +362,8 @@ specs = st.builds(
         st.builds(Input, texts, texts, st.integers(0, 9), st.integers(0, 9), unpack=st.booleans()), max_size=2
     ).map(tuple),
     outputs=st.lists(texts, max_size=2).map(tuple),
+    devices=st.lists(st.builds(Device, texts, texts, texts), max_size=2).map(tuple),
+    gpus=st.none() | st.builds(Gpus, st.integers(-1, 9), st.lists(texts, max_size=2).map(tuple)),
     stdin=st.none() | st.builds(Stdin, texts, st.integers(0, 9)),
     volumes=st.lists(st.builds(Volume, texts, texts, st.booleans()), max_size=2).map(tuple),
     ulimits=st.lists(st.builds(Ulimit, texts, st.integers(-1, 9), st.none() | st.integers(-1, 9)), max_size=3).map(

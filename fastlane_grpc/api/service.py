@@ -260,7 +260,7 @@ class Service:
 
     def _never_starts(self, task_id: str, spec: JobSpec, now: datetime) -> Refusal | None:
         """Return the refusal of a job that could never start, as time or settings are now."""
-        not_allowed = self._allow_lists.violations(task_id, spec) if spec.network or spec.volumes else ()
+        not_allowed = self._allow_lists.violations(task_id, spec) if spec.needs_permission else ()
         violations = [*validation.never_starts_violations(spec, now), *not_allowed]
         return InvalidRequest(violations) if violations else self._allow_lists.not_found(task_id, spec)
 

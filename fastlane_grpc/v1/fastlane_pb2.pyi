@@ -652,6 +652,8 @@ class JobSpec(_message.Message):
     DNS_FIELD_NUMBER: _builtins.int
     CAP_DROP_FIELD_NUMBER: _builtins.int
     VOLUMES_FIELD_NUMBER: _builtins.int
+    DEVICES_FIELD_NUMBER: _builtins.int
+    GPUS_FIELD_NUMBER: _builtins.int
     INPUTS_FIELD_NUMBER: _builtins.int
     OUTPUTS_FIELD_NUMBER: _builtins.int
     STDIN_FIELD_NUMBER: _builtins.int
@@ -805,6 +807,16 @@ class JobSpec(_message.Message):
         """
 
     @_builtins.property
+    def devices(self) -> _containers.RepeatedCompositeFieldContainer[Global___Device]:
+        """Devices of the host; at most 16. Each has to be in the setting `allow_devices` of each host that the task may run on."""
+
+    @_builtins.property
+    def gpus(self) -> Global___Gpus:
+        """GPUs of the host, which jobs share. Each host that the task may run on has to have the setting `allow_gpus`. Unset:
+        none.
+        """
+
+    @_builtins.property
     def inputs(self) -> _containers.RepeatedCompositeFieldContainer[Global___Input]:
         """Files that are written into the container before its start; at most 64. In sum they take at most `max_input_bytes`
         of GetServerInfo. Kept as long as the job, so that retries get them again. Not together with `read_only_root`.
@@ -864,15 +876,17 @@ class JobSpec(_message.Message):
         dns: Global___Dns | None = ...,
         cap_drop: _abc.Iterable[_builtins.str] | None = ...,
         volumes: _abc.Iterable[Global___Volume] | None = ...,
+        devices: _abc.Iterable[Global___Device] | None = ...,
+        gpus: Global___Gpus | None = ...,
         inputs: _abc.Iterable[Global___Input] | None = ...,
         outputs: _abc.Iterable[_builtins.str] | None = ...,
         stdin: Global___Stdin | None = ...,
         registry_credential: _builtins.str = ...,
         secret_envs: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["cron", b"cron", "dns", b"dns", "expire_time", b"expire_time", "limits", b"limits", "metadata", b"metadata", "retry", b"retry", "start_at", b"start_at", "start_in", b"start_in", "stdin", b"stdin", "stop_grace", b"stop_grace", "stop_when_unwatched", b"stop_when_unwatched", "timeout", b"timeout", "unique", b"unique"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cron", b"cron", "dns", b"dns", "expire_time", b"expire_time", "gpus", b"gpus", "limits", b"limits", "metadata", b"metadata", "retry", b"retry", "start_at", b"start_at", "start_in", b"start_in", "stdin", b"stdin", "stop_grace", b"stop_grace", "stop_when_unwatched", b"stop_when_unwatched", "timeout", b"timeout", "unique", b"unique"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["args", b"args", "cap_drop", b"cap_drop", "command", b"command", "cron", b"cron", "dns", b"dns", "entrypoint", b"entrypoint", "envs", b"envs", "expire_time", b"expire_time", "extra_hosts", b"extra_hosts", "history", b"history", "image", b"image", "inputs", b"inputs", "labels", b"labels", "limits", b"limits", "metadata", b"metadata", "network", b"network", "notifications", b"notifications", "outputs", b"outputs", "priority", b"priority", "pull_policy", b"pull_policy", "read_only_root", b"read_only_root", "registry_credential", b"registry_credential", "retry", b"retry", "secret_envs", b"secret_envs", "start_at", b"start_at", "start_in", b"start_in", "stdin", b"stdin", "stop_grace", b"stop_grace", "stop_signal", b"stop_signal", "stop_when_unwatched", b"stop_when_unwatched", "timeout", b"timeout", "tmpfs", b"tmpfs", "ulimits", b"ulimits", "unique", b"unique", "user", b"user", "volumes", b"volumes", "working_dir", b"working_dir"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["args", b"args", "cap_drop", b"cap_drop", "command", b"command", "cron", b"cron", "devices", b"devices", "dns", b"dns", "entrypoint", b"entrypoint", "envs", b"envs", "expire_time", b"expire_time", "extra_hosts", b"extra_hosts", "gpus", b"gpus", "history", b"history", "image", b"image", "inputs", b"inputs", "labels", b"labels", "limits", b"limits", "metadata", b"metadata", "network", b"network", "notifications", b"notifications", "outputs", b"outputs", "priority", b"priority", "pull_policy", b"pull_policy", "read_only_root", b"read_only_root", "registry_credential", b"registry_credential", "retry", b"retry", "secret_envs", b"secret_envs", "start_at", b"start_at", "start_in", b"start_in", "stdin", b"stdin", "stop_grace", b"stop_grace", "stop_signal", b"stop_signal", "stop_when_unwatched", b"stop_when_unwatched", "timeout", b"timeout", "tmpfs", b"tmpfs", "ulimits", b"ulimits", "unique", b"unique", "user", b"user", "volumes", b"volumes", "working_dir", b"working_dir"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1047,6 +1061,66 @@ class Input(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Input: _TypeAlias = Input  # noqa: Y015
+
+@_typing.final
+class Device(_message.Message):
+    """A device of the host in the container."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PATH_FIELD_NUMBER: _builtins.int
+    CONTAINER_PATH_FIELD_NUMBER: _builtins.int
+    PERMISSIONS_FIELD_NUMBER: _builtins.int
+    path: _builtins.str
+    """Required. Path on the host, as /dev/fuse. A directory stands for all devices in it."""
+    container_path: _builtins.str
+    """Path in the container. Empty: as on the host."""
+    permissions: _builtins.str
+    """What the container may do: any of r (read), w (write) and m (make its file). Empty: rwm, everything."""
+    def __init__(
+        self,
+        *,
+        path: _builtins.str = ...,
+        container_path: _builtins.str = ...,
+        permissions: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["container_path", b"container_path", "path", b"path", "permissions", b"permissions"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Device: _TypeAlias = Device  # noqa: Y015
+
+@_typing.final
+class Gpus(_message.Message):
+    """GPUs of the host in the container. The engine needs a runtime for them, as NVIDIA's container toolkit. Without one
+    the execution ends with REASON_REFUSED_BY_ENGINE. Set one of the two fields.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COUNT_FIELD_NUMBER: _builtins.int
+    IDS_FIELD_NUMBER: _builtins.int
+    count: _builtins.int
+    """Number of GPUs, which the engine chooses; -1: all."""
+    @_builtins.property
+    def ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Indices or UUIDs of GPUs, as "0" or "GPU-3a23c669"; at most 64."""
+
+    def __init__(
+        self,
+        *,
+        count: _builtins.int = ...,
+        ids: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "ids", b"ids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Gpus: _TypeAlias = Gpus  # noqa: Y015
 
 @_typing.final
 class Stdin(_message.Message):
