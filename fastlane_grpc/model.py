@@ -868,10 +868,12 @@ class Delivery:
 
 @dataclass(frozen=True, slots=True)
 class Assignment:
-    """An execution that has a place, and what to run in it."""
+    """An execution that has a place, and what to run in it. `trace`: the context of the call that enqueued its job, as
+    text; empty: it had none."""
 
     execution: Execution
     spec: JobSpec
+    trace: str = ""
 
 
 # What a program that stands for an execution exits with, where the container's own code does not say it: the codes of

@@ -39,6 +39,8 @@ from fastlane_grpc.secrets import RegistryCredentials
 class DockerBackend:
     """Implements Backend over `engine`, for the host called `host` of the instance."""
 
+    starts_at_once = True
+
     def __init__(
         self,
         engine: Engine,
@@ -125,6 +127,10 @@ class DockerBackend:
             self.engine.start(handle.container_id)
         except EngineRefuses as refusal:
             raise _gone_or(refusal, handle.container_id) from refusal
+
+    def revoke(self, handle: Handle) -> bool:
+        """Return False: the engine starts a container at once."""
+        return False
 
     def inspect(self, handle: Handle) -> Container | None:
         return self.engine.inspect(handle.container_id)

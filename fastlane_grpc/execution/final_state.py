@@ -217,6 +217,8 @@ def not_started(error: Diagnosis, stopping: Stopping | None, *, by_recorder: boo
             Reason.UNSPECIFIED,
             f"told to stop {stopping.cause}; it would not have started: {error.text}",
         )
+    if error.image_reason is not None:
+        return failed(error.image_reason, f"the image cannot be used: {error.text}")
     reason = None if by_recorder else error.command_reason
     if reason is Reason.COMMAND_NOT_FOUND:
         return failed(reason, f"the image has no such command: {error.text}")

@@ -43,6 +43,8 @@ _AT_ONCE_SECONDS = 1
 class KubernetesBackend:
     """Implements Backend over `api`, for the host called `host` of the instance."""
 
+    starts_at_once = False
+
     def __init__(self, api: ClusterApi, *, instance: str, host: str, settings: PodSettings | None = None) -> None:
         self.address = api.address
         self._api = api
@@ -101,6 +103,15 @@ class KubernetesBackend:
             if refusal.status == 404 or (refusal.status == 422 and "metadata.uid" in refusal.message):
                 raise ContainerGone(refusal.diagnosis) from refusal
             raise
+
+    def revoke(self, handle: Handle) -> bool:
+        """Delete the pod, unless it has a node: that changes its version, and only this version is deleted."""
+        handled = PodHandle.unpacked(handle.text)
+        pod = self._own(handled)
+        if pod is None or pod["spec"].get("nodeName"):
+            return False
+        version = pod["metadata"]["resourceVersion"]
+        return self._api.delete(handled.name, grace_seconds=0, uid=handled.uid, version=version)
 
     def inspect(self, handle: Handle) -> Container | None:
         pod = self._own(PodHandle.unpacked(handle.text))
