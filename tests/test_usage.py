@@ -146,7 +146,7 @@ def test_what_a_running_container_uses_is_told_to_those_who_ask(server: Server, 
 @pytest.mark.engine
 def test_a_terminal_shows_what_is_used_until_it_is_left(server: Server, busy: pb.Job) -> None:
     keys = [("%", b"\x03")]
-    _, seen = on_terminal(server, "top", "--interval", "1s", keys=keys, columns=50)  # type: ignore[arg-type]
+    _, seen = on_terminal(server, "top", "--interval", "1s", keys=keys, columns=50, COLUMNS="")  # type: ignore[arg-type]
     screens = seen.split("\x1b[J")
     assert len(screens) >= 3
     lines = [line.rstrip("\r") for screen in screens[1:-1] for line in screen.split("\n")]
