@@ -62,10 +62,12 @@ export function errorOf(error: unknown): FastlaneError {
   if (error instanceof FastlaneError) {
     return error;
   }
-  const { code, details, metadata } = error as Partial<ServiceError>;
-  if (typeof code !== "number") {
+  const { code: told = NaN, details, metadata } = error as Partial<ServiceError>;
+  if (!metadata) {
     throw error;
   }
+  // For an answer that is nonsense gRPC has none of its codes.
+  const code = told in status ? told : status.UNKNOWN;
   // The handshake failed, which does not pass by itself.
   const refused = code === status.UNAVAILABLE && TLS_FAILED.test(details ?? "");
   return new FastlaneError(refused ? status.UNAUTHENTICATED : code, details ?? "", metadata);
