@@ -557,12 +557,17 @@ class LogTotals:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """The resources that a container used, as the kernel counted. None: the kernel does not tell."""
+    """The resources that a container used, as the kernel counted. None: the kernel does not tell.
+
+    `memory_bytes` and `time`, when it was counted, are of a container that runs.
+    """
 
     cpu_time: timedelta | None = None
     peak_memory_bytes: int | None = None
     read_bytes: int | None = None
     written_bytes: int | None = None
+    memory_bytes: int | None = None
+    time: datetime | None = None
 
 
 class OutputsFault(IntEnum):
@@ -863,10 +868,12 @@ class Delivery:
 
 @dataclass(frozen=True, slots=True)
 class Assignment:
-    """An execution that has a place, and what to run in it."""
+    """An execution that has a place, and what to run in it. `trace`: the context of the call that enqueued its job, as
+    text; empty: it had none."""
 
     execution: Execution
     spec: JobSpec
+    trace: str = ""
 
 
 # What a program that stands for an execution exits with, where the container's own code does not say it: the codes of

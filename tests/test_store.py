@@ -993,7 +993,7 @@ async def test_every_migration_says_what_it_brings_and_is_applied_once(harness: 
     steps += ["state_of_jobs", "due_and_expire_times", "handles_of_backends", "many_executions_of_a_job"]
     steps += ["limits_of_tasks", "pools_of_hosts", "drained_hosts", "arrays_of_jobs", "change_log"]
     steps += ["jobs_that_stop_unwatched", "numbers_of_metrics", "notifications", "usage_of_executions"]
-    steps += ["audit", "inputs", "outputs_of_executions", "standard_inputs"]
+    steps += ["audit", "inputs", "outputs_of_executions", "standard_inputs", "traces_of_callers"]
     assert applied == steps
     assert migrations.pending(Database(open_for_reading(harness.path))) == []
 
