@@ -7,6 +7,7 @@ that names the setting and where it stood."""
 import difflib
 import json
 import os
+import posixpath
 import re
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
@@ -15,7 +16,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from fastlane_grpc.model import CaptureMode, Mail, Notification, State, Webhook
+from fastlane_grpc.model import Allowed, CaptureMode, Mail, Notification, State, Webhook
 from fastlane_grpc.networks import Networks
 from fastlane_grpc.pools import Pool, Pools, read_pattern
 from fastlane_grpc.text.receivers import url_fault
@@ -102,6 +103,21 @@ def read_engine_names(text: str) -> Sequence[str]:
         if not is_engine_name(name) or name == "none":
             raise ValueError(f"has {name!r}, which jobs cannot be given; must be names, as builds,cache")
     return names
+
+
+def is_device_path(text: str) -> bool:
+    """Return whether this is a path below /dev without detours."""
+    return (
+        re.fullmatch(r"/dev(/[A-Za-z0-9_@%+=:.-]{1,255}){1,8}", text) is not None and posixpath.normpath(text) == text
+    )
+
+
+def read_devices(text: str) -> Sequence[str]:
+    paths = tuple(path.strip() for path in text.split(",") if path.strip())
+    for path in paths:
+        if not is_device_path(path):
+            raise ValueError(f"has {path!r}, which is not a path below /dev; must be paths, as /dev/fuse,/dev/dri")
+    return paths
 
 
 def is_credential_name(text: str) -> bool:
@@ -327,6 +343,7 @@ _KINDS: Mapping[Callable[[str], object], str] = {
     read_command: "COMMAND",
     read_variable_name: "NAME",
     read_engine_names: "NAMES",
+    read_devices: "PATHS",
     read_secret_names: "NAMES",
     read_retries: "NUMBER",
     read_url: "URL",
@@ -362,6 +379,8 @@ def setting(default: Callable[[], object], read: Callable[[str], object], meanin
 _ADDRESS = "address of the Docker engine: unix://, tcp://, ssh:// or context://"
 _NETWORKS = "networks of the engine that jobs may use, separated by commas; by default none"
 _VOLUMES = "volumes of the engine that jobs may mount, separated by commas; by default none"
+_DEVICES = "devices of the host that jobs may use, separated by commas, as /dev/fuse; by default none"
+_GPUS = "jobs may use the GPUs of the host"
 _CERTIFICATES = "directory of ca.pem, cert.pem and key.pem; with it an engine at tcp:// is reached by TLS"
 
 
@@ -389,6 +408,17 @@ class HostSettings:
     engine_cert_dir: Path | None = setting(lambda: None, read_path, _CERTIFICATES)
     allow_networks: Sequence[str] = setting(tuple, read_engine_names, _NETWORKS)
     allow_volumes: Sequence[str] = setting(tuple, read_engine_names, _VOLUMES)
+    allow_devices: Sequence[str] = setting(tuple, read_devices, _DEVICES)
+    allow_gpus: bool = setting(lambda: False, read_switch, _GPUS)
+
+    @property
+    def allowed(self) -> Allowed:
+        return Allowed(
+            networks=frozenset(self.allow_networks),
+            volumes=frozenset(self.allow_volumes),
+            devices=frozenset(self.allow_devices),
+            gpus=self.allow_gpus,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -504,6 +534,8 @@ class Settings:
     engine_cert_dir: Path | None = setting(lambda: default_cert_dir(os.environ), read_path, _CERTIFICATES)
     allow_networks: Sequence[str] = setting(tuple, read_engine_names, _NETWORKS)
     allow_volumes: Sequence[str] = setting(tuple, read_engine_names, _VOLUMES)
+    allow_devices: Sequence[str] = setting(tuple, read_devices, _DEVICES)
+    allow_gpus: bool = setting(lambda: False, read_switch, _GPUS)
     max_log_bytes: int = setting(
         lambda: 1 << 30, read_log_bytes, "maximum size of one log; a larger log loses its middle"
     )
@@ -665,7 +697,10 @@ SETTINGS: Sequence["Field[Any]"] = [each for each in fields(Settings) if each.me
 # The name of the only host, where none are configured.
 LOCAL = "local"
 # What makes the host `local`, and so cannot be beside hosts of their own.
-_OF_LOCAL = ("engine", "capture", "engine_data_dir", "engine_cert_dir", "allow_networks", "allow_volumes")
+_OF_LOCAL = (
+    *("engine", "capture", "engine_data_dir", "engine_cert_dir"),
+    *("allow_networks", "allow_volumes", "allow_devices", "allow_gpus"),
+)
 
 
 def _local_host(settings: Settings) -> HostSettings:

@@ -3,7 +3,7 @@ writes."""
 
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
@@ -192,6 +192,23 @@ class Stdin:
     sha256: str
     size_bytes: int
     content: bytes | None = field(default=None, compare=False, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """A device of the host in the container. Empty fields: the same path, all permissions."""
+
+    path: str
+    container_path: str = ""
+    permissions: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Gpus:
+    """GPUs of the host in the container: a number of them, -1 for all, or those with these ids."""
+
+    count: int = 0
+    ids: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -423,6 +440,8 @@ class JobSpec:
     dns: Dns | None = None
     cap_drop: Sequence[str] = ()
     volumes: Sequence[Volume] = ()
+    devices: Sequence[Device] = ()
+    gpus: Gpus | None = None
     inputs: Sequence[Input] = ()
     outputs: Sequence[str] = ()
     stdin: Stdin | None = None
@@ -433,6 +452,17 @@ class JobSpec:
     def starts_at_once(self) -> bool:
         """Whether the first execution waits for a slot alone, not for a time."""
         return self.start_in is None and self.start_at is None and self.cron is None
+
+    @property
+    def has_options(self) -> bool:
+        """Whether the job asks for something that few jobs ask for."""
+        few = self.extra_hosts or self.tmpfs or self.ulimits or self.cap_drop or self.volumes or self.devices
+        return bool(few) or self.dns is not None or self.gpus is not None
+
+    @property
+    def needs_permission(self) -> bool:
+        """Whether the job asks for something of its host that only an operator allows; see `Allowed`."""
+        return bool(self.network or self.volumes or self.devices or self.gpus)
 
     @property
     def has_contents(self) -> bool:
@@ -467,6 +497,41 @@ class JobSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class NotAllowed:
+    """A wish of a job that the operator of a host does not allow: its field, what it is, and the setting."""
+
+    field: str
+    wish: str
+    setting: str
+
+
+@dataclass(frozen=True, slots=True)
+class Allowed:
+    """The parts of a host that jobs may use: networks and volumes by name, devices by path, and its GPUs."""
+
+    networks: Set[str] = frozenset()
+    volumes: Set[str] = frozenset()
+    devices: Set[str] = frozenset()
+    gpus: bool = False
+
+    def refused(self, spec: JobSpec) -> Iterator[NotAllowed]:
+        """Yield each wish of a job that is not allowed."""
+        if spec.network not in {"", "none", *self.networks}:
+            yield NotAllowed("spec.network", f"network {spec.network!r}", "allow_networks")
+        for number, volume in enumerate(spec.volumes):
+            if volume.name not in self.volumes:
+                yield NotAllowed(f"spec.volumes[{number}].name", f"volume {volume.name!r}", "allow_volumes")
+        for number, device in enumerate(spec.devices):
+            if device.path not in self.devices:
+                yield NotAllowed(f"spec.devices[{number}].path", f"device {device.path!r}", "allow_devices")
+        if spec.gpus and not self.gpus:
+            yield NotAllowed("spec.gpus", "use of GPUs", "allow_gpus")
+
+
+NOTHING_ALLOWED = Allowed()
+
+
+@dataclass(frozen=True, slots=True)
 class Outcome:
     """The end of an execution; set exactly when its state is final. `detail` is always one printable line."""
 
@@ -492,12 +557,17 @@ class LogTotals:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """The resources that a container used, as the kernel counted. None: the kernel does not tell."""
+    """The resources that a container used, as the kernel counted. None: the kernel does not tell.
+
+    `memory_bytes` and `time`, when it was counted, are of a container that runs.
+    """
 
     cpu_time: timedelta | None = None
     peak_memory_bytes: int | None = None
     read_bytes: int | None = None
     written_bytes: int | None = None
+    memory_bytes: int | None = None
+    time: datetime | None = None
 
 
 class OutputsFault(IntEnum):
@@ -798,10 +868,12 @@ class Delivery:
 
 @dataclass(frozen=True, slots=True)
 class Assignment:
-    """An execution that has a place, and what to run in it."""
+    """An execution that has a place, and what to run in it. `trace`: the context of the call that enqueued its job, as
+    text; empty: it had none."""
 
     execution: Execution
     spec: JobSpec
+    trace: str = ""
 
 
 # What a program that stands for an execution exits with, where the container's own code does not say it: the codes of

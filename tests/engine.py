@@ -8,7 +8,7 @@ import subprocess
 import tarfile
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ from fastlane_grpc.docker.handle import unpacked
 from fastlane_grpc.execution import BackendRunner, Host, Step
 from fastlane_grpc.inputs import InputFiles
 from fastlane_grpc.logs import Logs
-from fastlane_grpc.model import Assignment, CaptureMode, Execution, JobSpec, Source, State
+from fastlane_grpc.model import Allowed, Assignment, CaptureMode, Execution, JobSpec, Source, State
 from fastlane_grpc.record import Chunk, Gap, Position, RecordReader, Trailer
 from fastlane_grpc.runner import LeaveCommand, Mailbox, StopCommand
 from fastlane_grpc.store import Store
@@ -199,8 +199,7 @@ class EngineHarness:
         self._loop_thread.start()
         self.threads = ThreadPoolExecutor(16, "execution")
         self.retry_seconds = float(SECONDS)
-        # The networks that jobs may use.
-        self.networks: Collection[str] = ()
+        self.allowed = Allowed()
         self.open()
 
     def open(self) -> None:
@@ -208,9 +207,7 @@ class EngineHarness:
         self.store = Store.open(self.directory, on_commit=self._committed, loop=self.loop)
         self.logs = Logs(self.directory / "logs")
         self.changed = threading.Condition()
-        self.engine = Engine(self.address, certificates=self._certificates)
-        probed.prepare(self.directory)
-        self.host = Host("local", self.backend("local"), self.captures(self.capture), ping_seconds=1)
+        self.host = self.connect()
         self.host.start(self._host_changed)
         self.wait_until(lambda: self.host.up)
         probed.learn(self.directory)
@@ -226,9 +223,15 @@ class EngineHarness:
             step=self._step,
         )
 
+    def connect(self) -> Host:
+        """Return the host, which does not listen yet."""
+        self.engine = Engine(self.address, certificates=self._certificates)
+        probed.prepare(self.directory)
+        return Host("local", self.backend("local"), self.captures(self.capture), ping_seconds=1)
+
     def backend(self, host: str) -> DockerBackend:
         return DockerBackend(
-            self.engine, instance=self.store.instance, host=host, default_pids=256, networks=self.networks
+            self.engine, instance=self.store.instance, host=host, default_pids=256, allowed=self.allowed
         )
 
     def captures(self, mode: CaptureMode) -> DockerCaptures:
@@ -249,14 +252,17 @@ class EngineHarness:
         for going in self.going.values():
             going.mailbox.put(LeaveCommand())
         self.threads.shutdown(wait=True)
-        # Past whatever stands between this harness and the engine.
-        engine = Engine(self._engine)
-        for container_id in engine.containers(self.store.instance):
-            engine.remove(container_id, force=True)
+        self.remove_all()
         self.close_floors()
         self.loop.call_soon_threadsafe(self.loop.stop)
         self._loop_thread.join()
         self.loop.close()
+
+    def remove_all(self) -> None:
+        """Remove what this harness left on the engine, past whatever stands between the two."""
+        engine = Engine(self._engine)
+        for container_id in engine.containers(self.store.instance):
+            engine.remove(container_id, force=True)
 
     def wait_until(self, true: Callable[[], bool]) -> None:
         with self.changed:

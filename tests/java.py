@@ -2,6 +2,7 @@
 
 import fcntl
 import hashlib
+import json
 import os
 import shutil
 import subprocess
@@ -41,15 +42,17 @@ def _build() -> None:
     # Archives of classes want no directories.
     shutil.make_archive(str(_TARGET / "tests"), "zip", _TARGET / "test-classes")
     words = ["get", "job=j", "address=127.0.0.1:1", "timeout_seconds=1", f"report={_TARGET / 'report.json'}"]
-    _run("java", *_FLAGS, f"-XX:ArchiveClassesAtExit={_ARCHIVE}", "-cp", _CLASS_PATH, "io.fastlane.Conformance", *words)
+    call = json.dumps([*words, "stdout=/dev/null", "stderr=/dev/null"]) + "\n"
+    archived = f"-XX:ArchiveClassesAtExit={_ARCHIVE}"
+    _run("java", *_FLAGS, archived, "-cp", _CLASS_PATH, "io.fastlane.Conformance", stdin=call)
 
 
-def _run(*words: str) -> subprocess.CompletedProcess[str]:
+def _run(*words: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         words,
         cwd=CLIENT,
         env=ENVIRONMENT,
-        stdin=subprocess.DEVNULL,
+        input=stdin,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import docker
@@ -10,9 +11,10 @@ import pytest
 
 from fastlane_grpc.api.allow_lists import AllowLists
 from fastlane_grpc.app import Server
-from fastlane_grpc.client import Client, InvalidRequest, Volume
+from fastlane_grpc.client import Client, Device, InvalidRequest, Volume
 from fastlane_grpc.config import HostSettings, PoolSettings, Settings
-from fastlane_grpc.model import JobSpec
+from fastlane_grpc.model import Device as ModelDevice
+from fastlane_grpc.model import Gpus, JobSpec
 from fastlane_grpc.model import Volume as ModelVolume
 from fastlane_grpc.v1 import fastlane_pb2 as pb
 from fastlane_grpc.v1 import fastlane_pb2_grpc as pb_grpc
@@ -36,7 +38,8 @@ def test_jobs_use_what_is_allowed_and_nothing_else(
     tmp_path: Path, sdk: docker.DockerClient, image: str, name: str, capture: str
 ) -> None:
     data_dir, volume = tmp_path / "data", Volume(name, "/kept")
-    settings = {"allow_networks": name, "allow_volumes": name, "capture": capture}
+    settings: dict[str, Any] = {"allow_networks": name, "allow_volumes": name, "capture": capture}
+    settings |= {"allow_devices": "/dev/full,/dev/nothing-here", "allow_gpus": "true"}
     with serving_on(sdk, data_dir, **settings) as server, Client(server.address) as client:
         run(client, image, "sh", "-c", "echo kept >/kept/file", volumes=[volume])
         log = run(client, image, "sh", "-c", "cat /kept/file", volumes=[volume])
@@ -45,8 +48,11 @@ def test_jobs_use_what_is_allowed_and_nothing_else(
         assert b"Read-only file system" in log.stderr
         subnet = sdk.networks.get(name).attrs["IPAM"]["Config"][0]["Subnet"]
         assert f"\n{subnet} dev eth0" in "\n" + run(client, image, "ip", "route", network=name).stdout.decode()
-        for options in ({"network": "other"}, {"volumes": [Volume("other", "/kept")]}):
-            with pytest.raises(InvalidRequest, match="'other' is not allowed on host 'local'"):
+        if capture == "recorder":
+            check_devices(client, image)
+        others = ({"network": "other"}, {"volumes": [Volume("other", "/kept")]}, {"devices": ["/dev/other"]})
+        for options in others:
+            with pytest.raises(InvalidRequest, match="other' is not allowed on host 'local'"):
                 client.enqueue("t", image, **options)  # type: ignore[arg-type]
         client.update_task("t", paused=True)
         waiting = client.enqueue("t", image, "true", network=name, volumes=[volume], request_id="r")
@@ -57,7 +63,18 @@ def test_jobs_use_what_is_allowed_and_nothing_else(
             pass
         refused = client.job(waiting.id).outcome
     assert refused.reason == pb.REASON_REFUSED_BY_ENGINE
-    assert f"host 'local' does not allow the volume {name!r} and the network {name!r}" in refused.detail
+    assert f"host 'local' does not allow the network {name!r} and the volume {name!r}: see allow_n" in refused.detail
+
+
+def check_devices(client: Client, image: str) -> None:
+    device = Device("/dev/full", "/dev/to-the-brim", "r")
+    log = run(client, image, "head", "-c", "3", "/dev/to-the-brim", devices=[device])
+    assert log.stdout == bytes(3)
+    refused = (({"devices": ["/dev/nothing-here"]}, "devices: the host"), ({"gpus": 1}, "gpus: the engine"))
+    for options, field in refused:
+        ended = outcome(run(client, image, "true", **options))
+        assert ended.reason == pb.REASON_REFUSED_BY_ENGINE
+        assert field in ended.detail
 
 
 @pytest.mark.engine
@@ -86,6 +103,21 @@ def test_a_job_may_use_what_every_host_of_its_pool_allows(tmp_path: Path) -> Non
     assert refused("build-1") == [("spec.volumes[0].name", "host 'b'")]
     assert refused("other") == [("spec.network", "host 'c'"), ("spec.volumes[0].name", "host 'c'")]
     assert list(lists.violations("other", JobSpec("i", network="none"))) == []
+
+
+def test_devices_and_gpus_are_used_where_every_host_allows_them(tmp_path: Path) -> None:
+    hosts = (
+        HostSettings("a", "unix:///a", allow_devices=("/dev/fuse", "/dev/kvm"), allow_gpus=True),
+        HostSettings("b", "unix:///b", allow_devices=("/dev/kvm",)),
+    )
+    pools = (PoolSettings("small", "gpu", ("a",)), PoolSettings("all", "*", ("a", "b")))
+    lists = AllowLists(Settings(data_dir=tmp_path, hosts=hosts, pools=pools))
+    spec = JobSpec("i", devices=[ModelDevice("/dev/kvm"), ModelDevice("/dev/fuse")], gpus=Gpus(1))
+    assert list(lists.violations("gpu", spec)) == []
+    assert [(each.field, each.description.partition(",")[0]) for each in lists.violations("other", spec)] == [
+        ("spec.devices[1].path", "the device '/dev/fuse' is not allowed on host 'b'"),
+        ("spec.gpus", "the use of GPUs is not allowed on host 'b'"),
+    ]
 
 
 async def test_jobs_of_one_batch_use_what_the_hosts_of_their_own_tasks_allow(tmp_path: Path) -> None:

@@ -60,7 +60,7 @@ def test_each_refused_option_says_in_one_line_what_to_use_of_ours(option: str) -
     assert advised <= OURS, advised
 
 
-@pytest.mark.parametrize("option", ["--mount", "--name", "--restart", "--device", "--publish"])
+@pytest.mark.parametrize("option", ["--mount", "--name", "--restart", "--device-cgroup-rule", "--publish"])
 def test_a_refused_option_may_have_its_value_behind_an_equals_sign(option: str) -> None:
     assert refusal(f"{option}=value", OURS) == refusal(option, OURS)
 
@@ -87,7 +87,6 @@ HABITS = [
     "--rm busybox",
     "-it busybox sh",
     "-itd busybox",
-    "--gpus all busybox",
     "--kernel-memory 9m busybox",
     "-p 80:80 busybox",
     "--platform linux/arm64 busybox",

@@ -236,6 +236,8 @@ def test_one_job_and_one_execution_are_told_in_full(server: ScriptedServer) -> N
             volumes=[pb.Volume(name="cache", path="/c"), pb.Volume(name="data", path="/d", read_only=True)],
             outputs=["/dist", "/report"],
             stdin=pb.Stdin(size_bytes=2000),
+            devices=[pb.Device(path="/dev/fuse"), pb.Device(path="/dev/a", container_path="/dev/b", permissions="r")],
+            gpus=pb.Gpus(count=-1),
             inputs=[pb.Input(path="/src", size_bytes=1200), pb.Input(path="/etc/a", size_bytes=7)],
             ulimits=[pb.Ulimit(name="core"), pb.Ulimit(name="nofile", soft=9, hard=-1)],
             extra_hosts={"db": "192.0.2.7"},
@@ -263,6 +265,7 @@ def test_one_job_and_one_execution_are_told_in_full(server: ScriptedServer) -> N
         "read-only",
         "SIGINT, SIGKILL at once",
     )
+    assert (told["devices"], told["gpus"]) == ("/dev/fuse, /dev/a at /dev/b, r", "all")
     assert (told["outputs"], told["stdin"]) == ("/dist /report", "2.0 kB")
     assert told["inputs"] == "/src (1.2 kB), /etc/a (7 bytes)"
     assert (told["user"], told["directory"], told["network"], told["pull"]) == ("1:2", "/w", "none", "always")

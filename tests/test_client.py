@@ -97,6 +97,8 @@ def test_enqueue_sends_every_field_and_answers_the_job(server: ScriptedServer, c
         tmpfs=["/tmp", fastlane_client.Tmpfs("/scratch", 1 << 20, 0o700, executable=True)],
         volumes=[fastlane_client.Volume("cache", "/cache", read_only=True)],
         outputs=["/dist"],
+        devices=["/dev/fuse", fastlane_client.Device("/dev/sdb", "/dev/disk", "r")],
+        gpus=fastlane_client.Gpus(ids=["0"]),
         stdin=b"in",
         inputs=[fastlane_client.Input("/etc/a", b"content", mode=0o600)],
         ulimits=[fastlane_client.Ulimit("core", 0), fastlane_client.Ulimit("nofile", 10, -1)],
@@ -136,6 +138,11 @@ def test_enqueue_sends_every_field_and_answers_the_job(server: ScriptedServer, c
         pb.Tmpfs(path="/tmp"),
         pb.Tmpfs(path="/scratch", size_bytes=1 << 20, mode=0o700, executable=True),
     ]
+    assert list(spec.devices) == [
+        pb.Device(path="/dev/fuse"),
+        pb.Device(path="/dev/sdb", container_path="/dev/disk", permissions="r"),
+    ]
+    assert spec.gpus == pb.Gpus(ids=["0"])
     assert (list(spec.outputs), spec.stdin) == (["/dist"], pb.Stdin(content=b"in"))
     assert list(spec.inputs) == [pb.Input(path="/etc/a", content=b"content", mode=0o600)]
     assert list(spec.volumes) == [pb.Volume(name="cache", path="/cache", read_only=True)]
@@ -572,19 +579,19 @@ def test_bytes_arrive_once_when_connections_break_in_the_middle_of_messages(serv
 def test_a_peer_that_falls_silent_is_left_after_three_heartbeats(server: ScriptedServer, client: Client) -> None:
     server.logs["e"] = HELLO
     server.cuts.append(Cut(2, "silence"))
-    events = list(client.tail("e", heartbeat=0.03))
+    events = list(client.tail("e", heartbeat=0.1))
     assert data_of(events, 1) == b"hello\nworld\n"
     [notice] = [event for event in events if isinstance(event, Disconnected)]
     assert "not even a heartbeat" in str(notice.error)
 
 
 def test_a_reader_that_takes_its_time_is_not_taken_for_a_dead_peer(server: ScriptedServer, client: Client) -> None:
-    server.logs["e"] = Log(HELLO.pieces, heartbeats_before_end=20)
+    server.logs["e"] = Log(HELLO.pieces, heartbeats_before_end=30)
     events: list[Event] = []
-    for event in client.tail("e", heartbeat=0.03):
+    for event in client.tail("e", heartbeat=0.1):
         events.append(event)
         if isinstance(event, Output):
-            assert server.event("heartbeat 15").wait(30), "0.3 s, more than three heartbeats"
+            assert server.event("heartbeat 25").wait(30), "0.5 s, more than three heartbeats"
     assert len(server.received(pb.StreamExecutionLogsRequest)) == 1
     assert not any(isinstance(event, Disconnected) for event in events)
 

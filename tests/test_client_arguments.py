@@ -42,6 +42,8 @@ ENQUEUES = [
     ({"tmpfs": ["/tmp", 5]}, "tmpfs[1] must be a path, or a Tmpfs; a value of type int was given"),
     ({"outputs": "/a"}, 'outputs must be a list of strings; for one path use outputs=["/PATH"]'),
     ({"inputs": ["/a"]}, "inputs[0] must be an Input; a value of type str was given"),
+    ({"devices": "/dev/fuse"}, 'devices must be a list, as ["/dev/fuse"]; a value of type str was given'),
+    ({"gpus": "all"}, "gpus must be a number of GPUs, -1 for all, or a Gpus; a value of type str was given"),
     ({"stdin": "text"}, "stdin must be bytes, or a Stdin; a value of type str was given"),
     ({"volumes": ["cache"]}, "volumes[0] must be a Volume; a value of type str was given"),
     ({"ulimits": {"nofile": 5}}, 'ulimits must be a list, as [Ulimit("nofile", 1024)]; a value of type dict was given'),

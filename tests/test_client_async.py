@@ -183,7 +183,7 @@ async def test_a_peer_that_falls_silent_is_left_after_three_heartbeats(
 ) -> None:
     server.logs["e"] = HELLO
     server.cuts.append(Cut(2, "silence"))
-    events = await gathered(client.tail("e", heartbeat=0.03))
+    events = await gathered(client.tail("e", heartbeat=0.1))
     assert data_of(events, 1) == b"hello\nworld\n"
     [notice] = [event for event in events if isinstance(event, Disconnected)]
     assert "not even a heartbeat" in str(notice.error)

@@ -70,6 +70,11 @@ def test_no_network_or_volume_of_the_host_can_be_allowed(file: Path, text: str) 
 
 def test_allow_lists_are_of_the_only_host_or_of_each(file: Path) -> None:
     assert config.load({"allow_networks": "a, b"}, {}, None).hosts[0].allow_networks == ("a", "b")
+    for paths in ("/etc", "/dev", "/dev/../etc", "fuse"):
+        with pytest.raises(ConfigError, match="is not a path below /dev"):
+            config.load({"allow_devices": paths}, {}, None)
+    file.write_text(TWO_HOSTS + "allow_gpus = true\n")
+    assert [host.allow_gpus for host in config.load({}, {}, file).hosts] == [False, True]
     file.write_text(TWO_HOSTS + 'allow_volumes = "cache"\n')
     assert [host.allow_volumes for host in config.load({}, {}, file).hosts] == [(), ("cache",)]
     assert "set it in each host" in refusal(file, 'allow_volumes = "cache"\n' + TWO_HOSTS)
@@ -252,7 +257,7 @@ def test_each_setting_is_printed_with_where_it_came_from(file: Path) -> None:
 def test_hosts_are_printed_with_where_their_settings_came_from(file: Path) -> None:
     file.write_text(TWO_HOSTS)
     lines = config.toml(config.in_force({}, {}, file)).splitlines()
-    assert lines[-9:] == [
+    assert lines[-11:] == [
         "[[hosts]]",
         f'name = "a-1"  # file {file}',
         f'engine = "tcp://a:2375"  # file {file}',
@@ -262,6 +267,8 @@ def test_hosts_are_printed_with_where_their_settings_came_from(file: Path) -> No
         "# engine_cert_dir is not set",
         'allow_networks = ""  # default',
         'allow_volumes = ""  # default',
+        'allow_devices = ""  # default',
+        'allow_gpus = "false"  # default',
     ]
     assert not [line for line in lines[: lines.index("[[hosts]]")] if line.startswith(("engine", "capture"))]
 

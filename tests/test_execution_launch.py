@@ -16,7 +16,7 @@ from fastlane_grpc.docker.engine import Engine, container_name
 from fastlane_grpc.docker.engine_errors import EngineDown
 from fastlane_grpc.execution import Step
 from fastlane_grpc.execution.events import Died
-from fastlane_grpc.model import CaptureMode, Execution, Outcome, PullPolicy, Reason, State
+from fastlane_grpc.model import Allowed, CaptureMode, Execution, Outcome, PullPolicy, Reason, State
 from tests.engine import EngineHarness, Killed, by_attach, by_recorder, engine_address, opened
 from tests.images import busybox, loaded_image
 from tests.own_engine import IMAGE, OwnEngine
@@ -199,7 +199,7 @@ def test_a_start_of_unknown_fate_is_repeated_only_if_the_record_proves_it_safe(
         assert starts(doubtful, began) == 1
     else:
         assert (execution.state, outcome(execution).reason) == (State.LOST, Reason.START_UNKNOWN)
-        assert "lost touch with its runtime" in outcome(execution).detail
+        assert "what became of the start" in outcome(execution).detail
         assert starts(doubtful, began) == 0
     assert not doubtful.engine.containers(doubtful.store.instance)
 
@@ -374,7 +374,7 @@ def test_a_refusal_that_is_final_says_what_is_wrong_and_is_not_tried_again(
     harness: EngineHarness, more: dict[str, object], words: str
 ) -> None:
     if "network" in more:
-        harness.networks = [str(more["network"])]
+        harness.allowed = Allowed(networks={str(more["network"])})
         harness.reopen()
     execution = harness.run("true", **more)
     assert (execution.state, outcome(execution).reason, outcome(execution).exit_code) == (

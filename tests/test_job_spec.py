@@ -104,6 +104,12 @@ VALUES: Mapping[str, tuple[Any, Any]] = {
         [pb.Volume(name="cache", path="/cache", read_only=True)],
         [pb.Volume(name="cache", path="/cache")],
     ),
+    "devices": (
+        [pb.Device(path="/dev/fuse", container_path="/dev/f", permissions="rw")],
+        [pb.Device(path="/dev/fuse")],
+    ),
+    "gpus.count": (2, -1),
+    "gpus.ids": (["0", "GPU-1"], ["1"]),
     "cap_drop": (["cap_net_raw", "MKNOD"], ["ALL"]),
     # Their contents are stored before.
     "inputs": (
@@ -156,6 +162,13 @@ IN_CONTAINER: Mapping[str, Mapping[str, Any]] = {
     "volumes": {
         "HostConfig": {"Mounts": [{"Type": "volume", "Source": "cache", "Target": "/cache", "ReadOnly": True}]}
     },
+    "devices": {
+        "HostConfig": {"Devices": [{"PathOnHost": "/dev/fuse", "PathInContainer": "/dev/f", "CgroupPermissions": "rw"}]}
+    },
+    "gpus.count": {"HostConfig": {"DeviceRequests": [{"Driver": "", "Capabilities": [["gpu"]], "Count": 2}]}},
+    "gpus.ids": {
+        "HostConfig": {"DeviceRequests": [{"Driver": "", "Capabilities": [["gpu"]], "DeviceIDs": ["0", "GPU-1"]}]}
+    },
     "cap_drop": {"HostConfig": {"CapDrop": ["NET_RAW", "MKNOD"]}},
     "read_only_root": {"HostConfig": {"ReadonlyRootfs": True}},
     "stop_signal": {"StopSignal": "SIGINT"},
@@ -205,8 +218,16 @@ def spec_with(path: str, value: object) -> pb.JobSpec:
 async def server(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Server]:
     """One whose engine is not there: it keeps jobs, and starts none."""
     directory = tmp_path_factory.mktemp("spec")
-    allowed = {"allow_networks": ("builds",), "allow_volumes": ("cache",)}
-    hosts = (HostSettings("here", f"unix://{directory}/no-engine", **allowed),)
+    hosts = (
+        HostSettings(
+            "here",
+            f"unix://{directory}/no-engine",
+            allow_networks=("builds",),
+            allow_volumes=("cache",),
+            allow_devices=("/dev/fuse",),
+            allow_gpus=True,
+        ),
+    )
     registries = tuple(RegistrySettings(name, "registry:5000", command="true") for name in ("ci", "other"))
     settings = Settings(
         data_dir=directory / "data",
@@ -235,7 +256,7 @@ def test_every_field_is_tried_here() -> None:
     assert set(VALUES) == set(IN_CONTAINER) | BY_FASTLANE
 
 
-@pytest.mark.parametrize("path", ["tmpfs", "ulimits", "volumes"])
+@pytest.mark.parametrize("path", ["tmpfs", "ulimits", "volumes", "devices"])
 def test_every_field_of_a_message_in_a_list_is_tried_here(path: str) -> None:
     [message] = VALUES[path][0]
     assert {field.name for field, _ in message.ListFields()} == {field.name for field in message.DESCRIPTOR.fields}

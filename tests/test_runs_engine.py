@@ -1,6 +1,8 @@
 """Retries and unique keys on an engine: each attempt is a container of its own, with a log of its own."""
 
+import json
 from collections.abc import Iterator
+from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,7 @@ EXACT = pb.Retry(max_retries=2, initial_backoff=SOON, jitter=pb.Retry.JITTER_NON
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory, sdk: docker.DockerClient) -> Iterator[Server]:
-    with serving_on(sdk, tmp_path_factory.mktemp("runs") / "data") as server:
+    with serving_on(sdk, tmp_path_factory.mktemp("runs") / "data", http_listen="127.0.0.1:0") as server:
         yield server
 
 
@@ -141,3 +143,35 @@ def test_a_tail_of_a_job_reads_every_attempt_over_a_server_that_is_killed(
     assert printed == [b"".join(b"%d\n" % number for number in range(1, 21))] * 3
     assert (end.exit_status, end.job.state, end.job.executions) == (5, pb.STATE_FAILED, 3)
     assert harness.servers[-1].stop() == 0
+
+
+# ---- the trace of a caller
+
+TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+PRINT_TRACE = 'echo "${TRACEPARENT-none} ${TRACESTATE-none}"; exit 3'
+
+
+def test_every_attempt_is_in_the_trace_of_the_caller(client: Client, jobs: Any, image: str) -> None:
+    request = pb.EnqueueJobRequest(
+        task_id="traced",
+        spec=pb.JobSpec(
+            image=image, args=["sh", "-c", PRINT_TRACE], retry=pb.Retry(max_retries=1, initial_backoff=SOON)
+        ),
+    )
+    metadata = [("traceparent", TRACE), ("tracestate", "rojo=1"), ("tracestate", "congo=2")]
+    job = jobs.EnqueueJob(request, metadata=metadata).job
+    assert [reader.stdout for reader in attempts(client, jobs, job)] == [f"{TRACE} rojo=1,congo=2\n".encode()] * 2
+
+
+def test_a_trace_comes_by_http_and_stays_that_of_the_job(client: Client, jobs: Any, image: str, server: Server) -> None:
+    def traced(headers: dict[str, str], **spec: Any) -> bytes:
+        connection = HTTPConnection("127.0.0.1", server.http_port, timeout=20)
+        body = json.dumps({"image": image, "args": ["sh", "-c", PRINT_TRACE], **spec})
+        connection.request("POST", "/tasks/traced", body, {"Content-Type": "application/json", **headers})
+        job = pb.Job(id=json.loads(connection.getresponse().read())["job"]["id"])
+        [reader] = attempts(client, jobs, jobs.GetJob(pb.GetJobRequest(job_id=job.id)).job)
+        return bytes(reader.stdout)
+
+    assert traced({"TraceParent": TRACE}) == f"{TRACE} none\n".encode()
+    assert traced({"traceparent": TRACE}, envs={"TRACEPARENT": "mine"}) == b"mine none\n"
+    assert traced({"traceparent": TRACE.upper(), "tracestate": "a=1"}) == b"none none\n"

@@ -25,8 +25,10 @@ from sqlite_utils import Database
 
 from fastlane_grpc.errors import DiskFull, ExecutionNotFound, JobNotFound, RequestIdReused, ServerStopping, StoreFailed
 from fastlane_grpc.model import (
+    Device,
     Dns,
     Execution,
+    Gpus,
     Input,
     Job,
     JobSpec,
@@ -361,6 +363,8 @@ specs = st.builds(
         st.builds(Input, texts, texts, st.integers(0, 9), st.integers(0, 9), unpack=st.booleans()), max_size=2
     ).map(tuple),
     outputs=st.lists(texts, max_size=2).map(tuple),
+    devices=st.lists(st.builds(Device, texts, texts, texts), max_size=2).map(tuple),
+    gpus=st.none() | st.builds(Gpus, st.integers(-1, 9), st.lists(texts, max_size=2).map(tuple)),
     stdin=st.none() | st.builds(Stdin, texts, st.integers(0, 9)),
     volumes=st.lists(st.builds(Volume, texts, texts, st.booleans()), max_size=2).map(tuple),
     ulimits=st.lists(st.builds(Ulimit, texts, st.integers(-1, 9), st.none() | st.integers(-1, 9)), max_size=3).map(
@@ -990,7 +994,7 @@ async def test_every_migration_says_what_it_brings_and_is_applied_once(harness: 
     steps += ["state_of_jobs", "due_and_expire_times", "handles_of_backends", "many_executions_of_a_job"]
     steps += ["limits_of_tasks", "pools_of_hosts", "drained_hosts", "arrays_of_jobs", "change_log"]
     steps += ["jobs_that_stop_unwatched", "numbers_of_metrics", "notifications", "usage_of_executions"]
-    steps += ["audit", "inputs", "outputs_of_executions", "standard_inputs"]
+    steps += ["audit", "inputs", "outputs_of_executions", "standard_inputs", "traces_of_callers"]
     assert applied == steps
     assert migrations.pending(Database(open_for_reading(harness.path))) == []
 

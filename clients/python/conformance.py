@@ -6,9 +6,9 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-# Of its own accord gRPC writes about connections to stderr, which is the job's.
+# Of its own accord gRPC writes about connections to stderr.
 os.environ["GRPC_VERBOSITY"] = "NONE"
 
 from fastlane_grpc.client import (
@@ -34,7 +34,7 @@ CONNECTION = {"tls_ca", "tls_cert", "tls_key", "token", "token_file"}
 
 @dataclass
 class Report:
-    """What a driver tells beside the bytes and the exit status."""
+    """What a driver tells beside the bytes and the status."""
 
     job: Mapping[str, Any] | None = None
     exit_status: int | None = None
@@ -46,15 +46,35 @@ class Report:
     error: Mapping[str, Any] | None = None
 
 
-def main(operation: str, *words: str) -> int:
-    options = dict(word.split("=", 1) for word in words)
-    args = [word.removeprefix("arg=") for word in words if word.startswith("arg=")]
-    report = Report()
+@dataclass(frozen=True)
+class Call:
+    """What one line asks for, and where the output goes."""
+
+    options: Mapping[str, str]
+    args: Sequence[str]
+    stdout: BinaryIO
+    stderr: BinaryIO
+    report: Report = field(default_factory=Report)
+
+
+def main() -> None:
+    for line in sys.stdin:
+        operation, *words = json.loads(line)
+        options = dict(word.split("=", 1) for word in words)
+        args = [word.removeprefix("arg=") for word in words if word.startswith("arg=")]
+        with Path(options["stdout"]).open("wb") as stdout, Path(options["stderr"]).open("wb") as stderr:
+            status = run(operation, Call(options, args, stdout, stderr))
+        sys.stdout.write(f"{status}\n")
+        sys.stdout.flush()
+
+
+def run(operation: str, call: Call) -> int:
+    options, report = call.options, call.report
     try:
         timeout = float(options.get("timeout_seconds", 30))
         how = {name: options[name] for name in CONNECTION & options.keys()}
         with Client(options["address"], timeout=timeout, **how) as client:
-            return OPERATIONS[operation](client, options, args, report)
+            return OPERATIONS[operation](client, call)
     except Error as error:
         violations = error.violations if isinstance(error, InvalidRequest) else ()
         report.error = {
@@ -69,17 +89,17 @@ def main(operation: str, *words: str) -> int:
         Path(options["report"]).write_text(json.dumps(vars(report)))
 
 
-def enqueue(client: Client, options: Mapping[str, str], args: Sequence[str], report: Report) -> int:
-    request_id = options.get("request_id")
-    return tell(client.enqueue(options["task"], options["image"], args=args, request_id=request_id), report)
+def enqueue(client: Client, call: Call) -> int:
+    task, image, request_id = call.options["task"], call.options["image"], call.options.get("request_id")
+    return tell(client.enqueue(task, image, args=call.args, request_id=request_id), call.report)
 
 
-def get(client: Client, options: Mapping[str, str], args: Sequence[str], report: Report) -> int:
-    return tell(client.job(options["job"]), report)
+def get(client: Client, call: Call) -> int:
+    return tell(client.job(call.options["job"]), call.report)
 
 
-def stop(client: Client, options: Mapping[str, str], args: Sequence[str], report: Report) -> int:
-    return tell(client.stop(options["job"], options.get("note", "")), report)
+def stop(client: Client, call: Call) -> int:
+    return tell(client.stop(call.options["job"], call.options.get("note", "")), call.report)
 
 
 def tell(job: pb.Job, report: Report) -> int:
@@ -87,7 +107,8 @@ def tell(job: pb.Job, report: Report) -> int:
     return 0
 
 
-def tail(client: Client, options: Mapping[str, str], args: Sequence[str], report: Report) -> int:
+def tail(client: Client, call: Call) -> int:
+    options, report = call.options, call.report
     heartbeat = float(options.get("heartbeat_seconds", 10))
     enough = int(options.get("stop_after_bytes", 0))
     follow, name = (client.tail_job, "job") if "job" in options else (client.tail, "execution")
@@ -101,9 +122,9 @@ def tail(client: Client, options: Mapping[str, str], args: Sequence[str], report
     written = 0
     for events in following.batches():
         for event in events:
-            written += take(event, report)
-        sys.stdout.buffer.flush()
-        sys.stderr.buffer.flush()
+            written += take(event, call)
+        call.stdout.flush()
+        call.stderr.flush()
         report.cursor = following.cursor
         if enough and written >= enough:
             return 0
@@ -114,12 +135,13 @@ def tail(client: Client, options: Mapping[str, str], args: Sequence[str], report
     return report.exit_status
 
 
-def take(event: Event, report: Report) -> int:
+def take(event: Event, call: Call) -> int:
     """Write the event, or note it; return how many bytes were written."""
+    report = call.report
     match event:
         case Output():
             data = event.data or event.text.encode()
-            (sys.stderr if event.source == STDERR else sys.stdout).buffer.write(data)
+            (call.stderr if event.source == STDERR else call.stdout).write(data)
             return len(data)
         case Gap():
             gap = {"source": event.source, "offset": event.offset, "missing_bytes": event.missing_bytes}
@@ -134,7 +156,7 @@ def take(event: Event, report: Report) -> int:
     return 0
 
 
-OPERATIONS: Mapping[str, Callable[[Client, Mapping[str, str], Sequence[str], Report], int]] = {
+OPERATIONS: Mapping[str, Callable[[Client, Call], int]] = {
     "enqueue": enqueue,
     "get": get,
     "stop": stop,
@@ -142,4 +164,4 @@ OPERATIONS: Mapping[str, Callable[[Client, Mapping[str, str], Sequence[str], Rep
 }
 
 if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:]))
+    main()

@@ -98,10 +98,12 @@ async def _read_requests(
         task_id, request_id = each.task_id, each.request_id
         # Equal specs may have different encodings: then they are checked twice.
         # What a job may use depends on its task.
+        spec = each.spec
         depends_on_task = (
-            each.spec.network or each.spec.volumes or each.spec.registry_credential or each.spec.secret_envs
+            *(spec.network, spec.volumes, spec.devices, spec.HasField("gpus")),
+            *(spec.registry_credential, spec.secret_envs),
         )
-        checked = (each.spec.SerializeToString(), task_id if depends_on_task else "")
+        checked = (each.spec.SerializeToString(), task_id if any(depends_on_task) else "")
         found: _Checked | Refusal | None = valid.get(checked)
         if found is None or unknown or not validation.are_ids_valid(task_id, request_id):
             found = await _check(service, each, caller_address, unknown=unknown)

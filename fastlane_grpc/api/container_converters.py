@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Iterable
 
-from fastlane_grpc.model import Dns, Input, JobSpec, Limits, Stdin, Tmpfs, Ulimit, Volume
+from fastlane_grpc.model import Device, Dns, Gpus, Input, JobSpec, Limits, Stdin, Tmpfs, Ulimit, Volume
 from fastlane_grpc.v1 import fastlane_pb2 as pb
 
 
@@ -30,6 +30,14 @@ def read_tmpfs(messages: Iterable[pb.Tmpfs]) -> tuple[Tmpfs, ...]:
 
 def read_volumes(messages: Iterable[pb.Volume]) -> tuple[Volume, ...]:
     return tuple(Volume(each.name, each.path, each.read_only) for each in messages)
+
+
+def read_devices(messages: Iterable[pb.Device]) -> tuple[Device, ...]:
+    return tuple(Device(each.path, each.container_path, each.permissions) for each in messages)
+
+
+def read_gpus(message: pb.Gpus) -> Gpus:
+    return Gpus(message.count, tuple(message.ids))
 
 
 def read_inputs(messages: Iterable[pb.Input]) -> tuple[Input, ...]:
@@ -71,6 +79,11 @@ def write_options(message: pb.JobSpec, value: JobSpec) -> None:
         message.tmpfs.add(path=tmpfs.path, size_bytes=tmpfs.size_bytes, mode=tmpfs.mode, executable=tmpfs.executable)
     for volume in value.volumes:
         message.volumes.add(name=volume.name, path=volume.path, read_only=volume.read_only)
+    for device in value.devices:
+        message.devices.add(path=device.path, container_path=device.container_path, permissions=device.permissions)
+    if value.gpus is not None:
+        message.gpus.count = value.gpus.count
+        message.gpus.ids.extend(value.gpus.ids)
     for ulimit in value.ulimits:
         message.ulimits.add(name=ulimit.name, soft=ulimit.soft, hard=ulimit.hard)
     if value.dns is not None:

@@ -7,18 +7,18 @@ import re
 from collections.abc import Iterator, Sequence
 from ipaddress import ip_address
 
-from fastlane_grpc.config import is_credential_name, is_engine_name
+from fastlane_grpc.config import is_credential_name, is_device_path, is_engine_name
 from fastlane_grpc.errors import Violation
-from fastlane_grpc.model import Dns, Input, JobSpec, Limits, Stdin, Tmpfs, Ulimit
+from fastlane_grpc.model import Device, Dns, Gpus, Input, JobSpec, Limits, Stdin, Tmpfs, Ulimit
 from fastlane_grpc.text.redaction import mask_secrets
 from fastlane_grpc.text.sanitize import control_character
 
 MAX_HOSTS = 64
-MAX_TMPFS = MAX_VOLUMES = MAX_ULIMITS = MAX_SEARCH_DOMAINS = MAX_DNS_OPTIONS = 16
+MAX_TMPFS = MAX_VOLUMES = MAX_DEVICES = MAX_ULIMITS = MAX_SEARCH_DOMAINS = MAX_DNS_OPTIONS = 16
 MAX_DNS_SERVERS = 8
 MAX_INPUTS = 64
 MAX_OUTPUTS = 16
-MAX_CAPABILITIES = 64
+MAX_CAPABILITIES = MAX_GPU_IDS = 64
 
 # The engine's minimum, which the container's first process needs.
 _MIN_MEMORY = 6 << 20
@@ -38,6 +38,7 @@ _CAPABILITIES = {
     *("SYS_RAWIO", "SYS_RESOURCE", "SYS_TIME", "SYS_TTY_CONFIG", "WAKE_ALARM"),
 }
 _HOST_NAME = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,251}[A-Za-z0-9_])?")
+_GPU = re.compile(r"[A-Za-z0-9][A-Za-z0-9:/-]{0,127}")
 _CHECKSUM = re.compile(r"[0-9a-f]{64}")
 # The kernel's largest is reserved.
 _HIGHEST_ID = (1 << 32) - 2
@@ -80,6 +81,9 @@ def options_violations(spec: JobSpec) -> Iterator[Violation]:
     yield from _hosts_violations(spec)
     yield from _tmpfs_violations(spec.tmpfs)
     yield from _volumes_violations(spec)
+    yield from _devices_violations(spec.devices)
+    if spec.gpus is not None:
+        yield from _gpus_violations(spec.gpus)
     yield from _ulimits_violations(spec.ulimits)
     if spec.dns is not None:
         yield from _dns_violations(spec.dns)
@@ -147,6 +151,43 @@ def _volumes_violations(spec: JobSpec) -> Iterator[Violation]:
         elif volume.path in taken:
             yield Violation(f"spec.volumes[{number}].path", f"{_shown(volume.path)} is there twice")
         taken.add(volume.path)
+
+
+def _devices_violations(devices: Sequence[Device]) -> Iterator[Violation]:
+    if len(devices) > MAX_DEVICES:
+        yield _too_many("spec.devices", len(devices), MAX_DEVICES)
+        return
+    taken: set[str] = set()
+    for number, device in enumerate(devices):
+        field = f"spec.devices[{number}]"
+        if not is_device_path(device.path):
+            yield Violation(f"{field}.path", f"{_shown(device.path)} is not the path of a device, as /dev/fuse")
+        if device.container_path and not is_device_path(device.container_path):
+            yield Violation(f"{field}.container_path", f"{_shown(device.container_path)} is not a path below /dev")
+        elif (inside := device.container_path or device.path) in taken:
+            yield Violation(f"{field}.container_path", f"{_shown(inside)} is there twice")
+        taken.add(device.container_path or device.path)
+        if not re.fullmatch("r?w?m?", device.permissions):
+            yield Violation(
+                f"{field}.permissions", f"{_shown(device.permissions)} must be some of r, w and m, in this order"
+            )
+
+
+def _gpus_violations(gpus: Gpus) -> Iterator[Violation]:
+    if gpus.count and gpus.ids:
+        yield Violation("spec.gpus", "has a count and ids; set one of them")
+    elif not gpus.count and not gpus.ids:
+        yield Violation("spec.gpus", "has neither a count nor ids; a count of -1 means all")
+    if gpus.count < -1:
+        yield Violation("spec.gpus.count", f"is {gpus.count}; it must be -1 (all) or more")
+    if len(gpus.ids) > MAX_GPU_IDS:
+        yield _too_many("spec.gpus.ids", len(gpus.ids), MAX_GPU_IDS)
+        return
+    for number, gpu in enumerate(gpus.ids):
+        if not _GPU.fullmatch(gpu):
+            yield Violation(f"spec.gpus.ids[{number}]", f"{_shown(gpu)} is not an index or a UUID of a GPU")
+        elif gpu in gpus.ids[:number]:
+            yield Violation(f"spec.gpus.ids[{number}]", f"{_shown(gpu)} is there twice")
 
 
 def inputs_violations(spec: JobSpec) -> Iterator[Violation]:

@@ -289,6 +289,8 @@ def _read_spec(spec: pb.JobSpec, violations: list[Violation]) -> JobSpec:
         dns=container_converters.read_dns(spec.dns) if spec.HasField("dns") else None,
         cap_drop=tuple(spec.cap_drop),
         volumes=container_converters.read_volumes(spec.volumes) if spec.volumes else (),
+        devices=container_converters.read_devices(spec.devices) if spec.devices else (),
+        gpus=container_converters.read_gpus(spec.gpus) if spec.HasField("gpus") else None,
         outputs=tuple(spec.outputs),
         inputs=container_converters.read_inputs(spec.inputs) if spec.inputs else (),
         stdin=container_converters.read_stdin(spec.stdin) if spec.HasField("stdin") else None,
@@ -418,7 +420,7 @@ def _write_spec(message: pb.JobSpec, value: JobSpec) -> None:
     for notification in value.notifications:
         notification_converters.write_notification(message.notifications.add(), notification)
     schedule_converters.write_policies(message, value)
-    if value.extra_hosts or value.tmpfs or value.ulimits or value.dns or value.cap_drop or value.volumes:
+    if value.has_options:
         container_converters.write_options(message, value)
     if value.outputs:
         message.outputs.extend(value.outputs)
@@ -476,6 +478,10 @@ def _write_usage(message: pb.Usage, value: Usage) -> None:
         message.read_bytes = value.read_bytes
     if value.written_bytes is not None:
         message.written_bytes = value.written_bytes
+    if value.memory_bytes is not None:
+        message.memory_bytes = value.memory_bytes
+    if value.time is not None:
+        write_time(message.time, value.time)
 
 
 def _write_outputs(message: pb.Outputs, value: Outputs) -> None:

@@ -91,7 +91,7 @@ def enqueue_violations(
         yield from _container_violations(spec)
     if spec.limits is not DEFAULT_LIMITS:
         yield from limits_violations(spec.limits)
-    if spec.extra_hosts or spec.tmpfs or spec.volumes or spec.ulimits or spec.cap_drop or spec.dns is not None:
+    if spec.has_options:
         yield from options_violations(spec)
     if spec.inputs:
         yield from inputs_violations(spec)

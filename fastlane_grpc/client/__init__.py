@@ -7,7 +7,7 @@ from fastlane_grpc.client.asynchronous import AsyncClient
 from fastlane_grpc.client.batches import EnqueueResult
 from fastlane_grpc.client.blocking import Client
 from fastlane_grpc.client.channel import proxy
-from fastlane_grpc.client.containers import Dns, Tmpfs, Ulimit, Volume
+from fastlane_grpc.client.containers import Device, Dns, Gpus, Tmpfs, Ulimit, Volume
 from fastlane_grpc.client.errors import (
     CursorRefused,
     Error,
@@ -83,6 +83,7 @@ __all__ = [
     "Cron",
     "CursorRefused",
     "DeliveryFilter",
+    "Device",
     "Disconnected",
     "Dns",
     "Duration",
@@ -96,6 +97,7 @@ __all__ = [
     "ExecutionTailOptions",
     "Exhausted",
     "Gap",
+    "Gpus",
     "Input",
     "InvalidRequest",
     "InvalidText",

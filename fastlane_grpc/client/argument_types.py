@@ -10,7 +10,7 @@ from datetime import datetime, timedelta
 from numbers import Integral, Real
 from types import UnionType
 
-from fastlane_grpc.client.containers import Dns, Tmpfs, Ulimit, Volume
+from fastlane_grpc.client.containers import Device, Dns, Gpus, Tmpfs, Ulimit, Volume
 from fastlane_grpc.client.inputs import Input, Stdin
 from fastlane_grpc.client.policies import Cron, Mail, Retry, Unique, Webhook
 from fastlane_grpc.text.time_span import span_of
@@ -44,6 +44,7 @@ _POLICIES: Mapping[str, tuple[type | UnionType, str]] = {
     "retry": (Retry | int, "a number of retries, or a Retry"),
     "unique": (Unique | str, "a key, or a Unique"),
     "dns": (Dns, 'a Dns, as Dns(servers=["192.0.2.53"])'),
+    "gpus": (Gpus | int, "a number of GPUs, -1 for all, or a Gpus"),
     "stdin": (Stdin | bytes, "bytes, or a Stdin"),
 }
 
@@ -51,6 +52,7 @@ _POLICIES: Mapping[str, tuple[type | UnionType, str]] = {
 _LISTS: Mapping[str, tuple[type | UnionType, str, str]] = {
     "notifications": (Webhook | Mail, "a Webhook or a Mail", 'Mail("name@example.org")'),
     "tmpfs": (Tmpfs | str, "a path, or a Tmpfs", '"/scratch"'),
+    "devices": (Device | str, "a path, or a Device", '"/dev/fuse"'),
     "volumes": (Volume, "a Volume", 'Volume("cache", "/cache")'),
     "inputs": (Input, "an Input", 'Input("/etc/app.toml", b"...")'),
     "ulimits": (Ulimit, "a Ulimit", 'Ulimit("nofile", 1024)'),

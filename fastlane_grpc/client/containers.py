@@ -37,6 +37,33 @@ class Volume:
 
 
 @dataclass(frozen=True, slots=True)
+class Device:
+    """A device of the host, which the operator allows."""
+
+    path: str
+    """Path on the host, as "/dev/fuse"."""
+    container_path: str = ""
+    """Path in the container; by default the same."""
+    permissions: str = ""
+    """Some of "r", "w" and "m"; by default all."""
+
+    def message(self) -> pb.Device:
+        return pb.Device(path=self.path, container_path=self.container_path, permissions=self.permissions)
+
+
+@dataclass(frozen=True, slots=True)
+class Gpus:
+    """GPUs of the host: a number of them, -1 for all, or those with these ids."""
+
+    count: int = 0
+    ids: Sequence[str] = ()
+    """Indices or UUIDs."""
+
+    def message(self) -> pb.Gpus:
+        return pb.Gpus(count=self.count, ids=self.ids)
+
+
+@dataclass(frozen=True, slots=True)
 class Ulimit:
     """A limit of each process of the command, as of setrlimit(2); -1: unlimited."""
 
@@ -70,3 +97,14 @@ def tmpfs_messages(tmpfs: Iterable[Tmpfs | str]) -> list[pb.Tmpfs]:
 
 def dns_message(dns: Dns | None) -> pb.Dns | None:
     return None if dns is None else dns.message()
+
+
+def device_messages(devices: Iterable[Device | str]) -> list[pb.Device]:
+    """Return the messages of an argument; a string is the path of a device."""
+    return [(Device(each) if isinstance(each, str) else each).message() for each in devices]
+
+
+def gpus_message(gpus: Gpus | int | None) -> pb.Gpus | None:
+    """Return the message of an argument; a number is that of GPUs, 0 none."""
+    made = Gpus(gpus) if isinstance(gpus, int) else gpus
+    return made.message() if made and (made.count or made.ids) else None

@@ -11,7 +11,18 @@ from types import MappingProxyType
 from typing import Any, Literal, ParamSpec, TypeAlias, TypedDict, TypeVar, Unpack
 
 from fastlane_grpc.client.argument_types import check
-from fastlane_grpc.client.containers import Dns, Tmpfs, Ulimit, Volume, dns_message, tmpfs_messages
+from fastlane_grpc.client.containers import (
+    Device,
+    Dns,
+    Gpus,
+    Tmpfs,
+    Ulimit,
+    Volume,
+    device_messages,
+    dns_message,
+    gpus_message,
+    tmpfs_messages,
+)
 from fastlane_grpc.client.errors import InvalidText
 from fastlane_grpc.client.inputs import Input, Stdin, stdin_message
 from fastlane_grpc.client.policies import (
@@ -96,6 +107,10 @@ class JobOptions(TypedDict, total=False):
     tmpfs: Sequence[Tmpfs | str]
     """File systems in memory; a string is the path of one."""
     volumes: Sequence[Volume]
+    devices: Sequence[Device | str]
+    """Devices of the host that the operator allows; a string is the path of one."""
+    gpus: Gpus | int | None
+    """GPUs of the host, if the operator allows them; a number is that of GPUs, -1: all."""
     inputs: Sequence[Input]
     """Files that are written into the container before its start."""
     outputs: Sequence[str]
@@ -181,6 +196,8 @@ class ExecutionFilter(TypedDict, total=False):
     states: Iterable[State]
     host: str
     id_prefix: str
+    with_usage: bool
+    """Ask the hosts what running executions have used so far; a page then has at most 100."""
     page_size: int
 
 
@@ -330,6 +347,8 @@ def enqueue(
     cpuset: str = "",
     tmpfs: Sequence[Tmpfs | str] = (),
     volumes: Sequence[Volume] = (),
+    devices: Sequence[Device | str] = (),
+    gpus: Gpus | int | None = None,
     inputs: Sequence[Input] = (),
     outputs: Sequence[str] = (),
     stdin: Stdin | bytes | None = None,
@@ -369,6 +388,8 @@ def enqueue(
         stop_when_unwatched=to_duration(stop_when_unwatched),
         tmpfs=tmpfs_messages(tmpfs),
         volumes=[each.message() for each in volumes],
+        devices=device_messages(devices),
+        gpus=gpus_message(gpus),
         outputs=outputs,
         inputs=[each.message() for each in inputs],
         stdin=stdin_message(stdin),
@@ -615,7 +636,9 @@ def watch(
 def silence_seconds(options: TailOptions | WatchOptions) -> float:
     """Return how long a stream may be silent before it counts as interrupted: three heartbeats."""
     heartbeat = options.get("heartbeat")
-    return 3 * (_DEFAULT_HEARTBEAT_SECONDS if heartbeat is None else seconds(heartbeat))
+    interval = _DEFAULT_HEARTBEAT_SECONDS if heartbeat is None else seconds(heartbeat)
+    # An interval that is too short is for the server to refuse: its answer needs a moment.
+    return max(3 * interval, _SHORTEST_SILENCE_SECONDS)
 
 
 def give_up_seconds(options: TailOptions | WatchOptions) -> float | None:
@@ -630,6 +653,7 @@ def seconds(duration: Duration, name: str = "timeout") -> float:
 
 
 _DEFAULT_HEARTBEAT_SECONDS = 10.0
+_SHORTEST_SILENCE_SECONDS = 0.3
 
 
 def _pull_policy(policy: str | None) -> fastlane_pb2.JobSpec.PullPolicy.ValueType:

@@ -1,6 +1,6 @@
 """The Docker backend: implements Backend and Captures over one engine."""
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -31,12 +31,15 @@ from fastlane_grpc.docker.engine_errors import EngineRefuses, container_gone
 from fastlane_grpc.docker.events import DockerEvents
 from fastlane_grpc.docker.handle import DockerHandle, unpacked
 from fastlane_grpc.docker.images import DockerPull
-from fastlane_grpc.model import Assignment, Execution, JobSpec, Reason
+from fastlane_grpc.docker.usage import usage_of
+from fastlane_grpc.model import NOTHING_ALLOWED, Allowed, Assignment, Execution, JobSpec, Reason, Usage
 from fastlane_grpc.secrets import RegistryCredentials
 
 
 class DockerBackend:
     """Implements Backend over `engine`, for the host called `host` of the instance."""
+
+    starts_at_once = True
 
     def __init__(
         self,
@@ -45,18 +48,16 @@ class DockerBackend:
         instance: str,
         host: str,
         default_pids: int,
-        networks: Collection[str] = (),
-        volumes: Collection[str] = (),
+        allowed: Allowed = NOTHING_ALLOWED,
         registries: Sequence[RegistrySettings] = (),
     ) -> None:
-        """`networks`, `volumes`: the names of those that jobs may use. `registries`: the operator's credentials."""
+        """`registries`: the operator's credentials."""
         self.engine = engine
         self.address = engine.address
         self._instance = instance
         self._host = host
         self._default_pids = default_pids
-        self._networks = frozenset(networks)
-        self._volumes = frozenset(volumes)
+        self._allowed = allowed
         self._credentials = RegistryCredentials(registries)
 
     # -- images
@@ -98,14 +99,11 @@ class DockerBackend:
 
     def _check_allowed(self, spec: JobSpec) -> None:
         """Raise CannotRun. The settings may have changed since the enqueue."""
-        refused = [f"volume {each.name!r}" for each in spec.volumes if each.name not in self._volumes]
-        if spec.network not in {"", "none", *self._networks}:
-            refused.append(f"network {spec.network!r}")
-        if refused:
+        if refused := [*self._allowed.refused(spec)]:
+            wishes, settings = [each.wish for each in refused], dict.fromkeys(each.setting for each in refused)
             raise CannotRun(
                 Reason.REFUSED_BY_ENGINE,
-                f"host {self._host!r} does not allow the {' and the '.join(refused)}: "
-                "see allow_networks and allow_volumes",
+                f"host {self._host!r} does not allow the {' and the '.join(wishes)}: see {' and '.join(settings)}",
             )
 
     def unpack(self, handle: Handle, archive: Iterable[bytes]) -> None:
@@ -130,8 +128,16 @@ class DockerBackend:
         except EngineRefuses as refusal:
             raise _gone_or(refusal, handle.container_id) from refusal
 
+    def revoke(self, handle: Handle) -> bool:
+        """Return False: the engine starts a container at once."""
+        return False
+
     def inspect(self, handle: Handle) -> Container | None:
         return self.engine.inspect(handle.container_id)
+
+    def usage(self, handle: Handle) -> Usage | None:
+        stats = self.engine.stats(handle.container_id)
+        return usage_of(stats) if stats else None
 
     def find(self, execution: Execution) -> Container | None:
         name = container_name(execution.id)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from fastlane_grpc.docker.engine import EXECUTION_LABEL, HOST_LABEL, INSTANCE_LABEL, JOB_LABEL, TASK_LABEL
-from fastlane_grpc.model import Assignment, JobSpec, Tmpfs, Ulimit
+from fastlane_grpc.model import Assignment, Device, Gpus, JobSpec, Tmpfs, Ulimit
 from fastlane_grpc.text.shell_words import split_command
 
 
@@ -71,6 +71,8 @@ def _host_config(spec: JobSpec, default_pids: int) -> Mapping[str, Any]:
             {"Type": "volume", "Source": volume.name, "Target": volume.path, "ReadOnly": volume.read_only}
             for volume in spec.volumes
         ],
+        "Devices": [_device(each) for each in spec.devices],
+        "DeviceRequests": [_gpus(spec.gpus)] if spec.gpus else [],
         "CapDrop": [name.upper().removeprefix("CAP_") for name in spec.cap_drop],
     }
     if spec.dns is not None:
@@ -84,6 +86,20 @@ def _mount_options(tmpfs: Tmpfs) -> str:
     """Return the options beside the engine's own: noexec, nosuid and nodev."""
     size = f"size={tmpfs.size_bytes}" if tmpfs.size_bytes else ""
     return ",".join(filter(None, ["exec" if tmpfs.executable else "", f"mode={tmpfs.mode or 0o1777:o}", size]))
+
+
+def _device(device: Device) -> Mapping[str, Any]:
+    return {
+        "PathOnHost": device.path,
+        "PathInContainer": device.container_path or device.path,
+        "CgroupPermissions": device.permissions or "rwm",
+    }
+
+
+def _gpus(gpus: Gpus) -> Mapping[str, Any]:
+    # The engine takes a number, or ids.
+    chosen: Mapping[str, Any] = {"DeviceIDs": list(gpus.ids)} if gpus.ids else {"Count": gpus.count}
+    return {"Driver": "", "Capabilities": [["gpu"]], **chosen}
 
 
 def _ulimit(ulimit: Ulimit) -> Mapping[str, Any]:

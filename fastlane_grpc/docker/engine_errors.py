@@ -84,6 +84,8 @@ _OF_JOB = _pattern(
     "no command specified",
     "network",
     "oom-killed",
+    "could not select device driver",
+    "gathering device information",
     "memory limit too low",
     r"/\.fastlane\b.*(not a directory|is a directory|file exists|too many levels|cannot be mounted|not supported)",
 )
@@ -119,6 +121,17 @@ _ADVICE = (
     (_pattern("[ug]ids and [ug]ids must be in range"), "the number of the user or group is too large"),
     (_pattern("non running container"), "the container whose network was asked for does not run: start it first"),
     (_pattern("network .* not found"), "the host does not have this network: create it there, or name another"),
+    (
+        _pattern("could not select device driver"),
+        (
+            "gpus: the engine has no runtime for GPUs, as NVIDIA's container toolkit: "
+            "install one on the host, or let the task run on another host"
+        ),
+    ),
+    (
+        _pattern("gathering device information"),
+        "devices: the host does not have this device: name one that it has",
+    ),
     (
         _pattern("no space left", "quota exceeded"),
         "the engine's disk is full: make room on the host (docker system df)",

@@ -4,6 +4,7 @@ The runner either commits an outcome or raises HostDown, after which the executi
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import timedelta
 
 from fastlane_grpc.backend import BackendDown, BackendRefuses
@@ -23,6 +24,7 @@ from fastlane_grpc.model import Assignment, Reason, State
 from fastlane_grpc.runner import AbandonedLog, HostDown, Mailbox
 from fastlane_grpc.secrets import NamedSecrets
 from fastlane_grpc.store import Store
+from fastlane_grpc.trace_context import TRACEPARENT, TraceContext
 
 # How long a request is repeated that an engine or a registry refuses for now.
 RETRY_SECONDS = 60.0
@@ -32,10 +34,16 @@ START_ANSWER_SECONDS = 10.0
 NO_SECRETS = NamedSecrets(())
 
 
+def callers_trace(assignment: Assignment) -> TraceContext | None:
+    """Return the trace that a job was enqueued in; None: it has none. A trace does not last as long as a schedule."""
+    return TraceContext.from_text(assignment.trace) if assignment.trace and not assignment.spec.cron else None
+
+
 class BackendRunner:
     """Implements Runner on one host.
 
-    `step` is called with each step of each execution, right after the step, on the execution's thread.
+    `step` is called with each step of each execution, right after the step, on the execution's thread. `trace_of`
+    returns the place in a trace that an execution's command gets; None: it gets none.
     """
 
     def __init__(
@@ -51,7 +59,9 @@ class BackendRunner:
         start_answer_seconds: float = START_ANSWER_SECONDS,
         retry_seconds: float = RETRY_SECONDS,
         step: Callable[[Step, str], None] = lambda step, execution_id: None,
+        trace_of: Callable[[Assignment], TraceContext | None] = callers_trace,
     ) -> None:
+        self._trace_of = trace_of
         self._context = HostContext(
             *(store, logs, host.name, default_timeout, step, host, inputs, secrets, max_output_bytes),
             start_answer_seconds,
@@ -59,7 +69,7 @@ class BackendRunner:
         )
 
     def run(self, assignment: Assignment, mailbox: Mailbox) -> None:
-        lifecycle = Lifecycle(self._context, assignment, mailbox)
+        lifecycle = Lifecycle(self._context, _traced(assignment, self._trace_of(assignment)), mailbox)
         with self._context.host.watching(assignment.execution.id, mailbox):
             try:
                 self._run(lifecycle)
@@ -122,6 +132,14 @@ class BackendRunner:
                 lifecycle.finish_as(stopped_before_start(Stopping.begin(execution.stop, "", boottime())))
                 return
         raise HostDown(f"host {host.name!r}: {error}") from error
+
+
+def _traced(assignment: Assignment, trace: TraceContext | None) -> Assignment:
+    """Return the assignment with the variables that tell the command its trace, unless the job sets them itself."""
+    spec = assignment.spec
+    if trace is None or TRACEPARENT.upper() in {**spec.envs, **spec.secret_envs}:
+        return assignment
+    return replace(assignment, spec=replace(spec, envs={**trace.envs, **spec.envs}))
 
 
 def _log_waiting_time(lifecycle: Lifecycle) -> None:

@@ -16,6 +16,7 @@ from fastlane_grpc.http.json_requests import request_of
 from fastlane_grpc.http.json_responses import answer_of, base_url_of, job_url, json_response
 from fastlane_grpc.http.query import query_of
 from fastlane_grpc.http.routes import CallRoute
+from fastlane_grpc.trace_context import CALLERS_TRACE, TRACEPARENT, TRACESTATE, TraceContext
 from fastlane_grpc.trust import PEER, Peer
 
 
@@ -26,7 +27,7 @@ class CallHandler:
         self._route = route
         self._context = context
         self._call: Callable[..., Awaitable[Any]] = getattr(context.calls, route.call)
-        self._names_peer = writes(route.descriptor)
+        self._is_write = writes(route.descriptor)
         self._names_caller = "caller_address" in signature(self._call).parameters
         self._max_bytes = max_bytes(route.descriptor, context.settings.max_request_bytes)
 
@@ -39,8 +40,10 @@ class CallHandler:
         )
         note(request)
         more: dict[str, Any] = {"caller_address": caller_address(scope)} if self._names_caller else {}
-        if self._names_peer:
+        if self._is_write:
             PEER.set(Peer(caller_address(scope), certificate_name(scope)))
+            headers = Headers(scope=scope)
+            CALLERS_TRACE.set(TraceContext.read(headers.getlist(TRACEPARENT), headers.getlist(TRACESTATE)))
         message: Any = await self._call(request, **more)
         note(message)
         base_url = base_url_of(scope)

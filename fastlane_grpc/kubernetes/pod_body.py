@@ -91,6 +91,8 @@ def _refuse(spec: JobSpec) -> None:
         "ulimits": spec.ulimits,
         "a network": spec.network,
         "volumes": spec.volumes,
+        "devices": spec.devices,
+        "gpus": spec.gpus,
         "inputs": spec.inputs,
         "outputs": spec.outputs,
         "stdin": spec.stdin,

@@ -3,7 +3,7 @@
 Each handler parses its request, makes the call, and ends a failed call with the status of its error."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, NoReturn
 
 import grpc
@@ -16,6 +16,7 @@ from fastlane_grpc.api.error_table import status_of
 from fastlane_grpc.api.request_parser import RequestParser
 from fastlane_grpc.call_record import note
 from fastlane_grpc.counts import CallCounts, Counts
+from fastlane_grpc.trace_context import CALLERS_TRACE, TRACEPARENT, TRACESTATE, TraceContext
 from fastlane_grpc.trust import PEER, Peer
 
 CODES = {code.value[0]: code for code in grpc.StatusCode}
@@ -43,7 +44,7 @@ def _method_handler(
         call,
         RequestParser(method, max_request_bytes=max_request_bytes),
         counts,
-        names_peer=writes(method),
+        is_write=writes(method),
         mutual=mutual,
     )
     if method.server_streaming:
@@ -53,14 +54,15 @@ def _method_handler(
 
 
 def _guarded(
-    call: Callable[..., Awaitable[Any]], parser: RequestParser, counts: CallCounts, *, names_peer: bool, mutual: bool
+    call: Callable[..., Awaitable[Any]], parser: RequestParser, counts: CallCounts, *, is_write: bool, mutual: bool
 ) -> Callable[..., Awaitable[Any]]:
     async def guarded(data: bytes, context: "grpc.aio.ServicerContext[Any, Any]") -> Any:
         start = counts.start()
         # What remains of a call whose client has gone.
         code = grpc.StatusCode.CANCELLED
-        if names_peer:
+        if is_write:
             PEER.set(Peer(context.peer(), certificate_name(context) if mutual else ""))
+            CALLERS_TRACE.set(TraceContext.read(*(_metadata(context, name) for name in (TRACEPARENT, TRACESTATE))))
         try:
             request = parser.parse(data)
             note(request)
@@ -86,6 +88,10 @@ def certificate_name(context: "grpc.aio.ServicerContext[Any, Any]") -> str:
     """Return the common name in the client's certificate; empty: it has none."""
     names = list(context.auth_context().get("x509_common_name", ()))
     return names[0].decode("utf-8", "replace") if names else ""
+
+
+def _metadata(context: "grpc.aio.ServicerContext[Any, Any]", name: str) -> Sequence[str]:
+    return [value for key, value in context.invocation_metadata() or () if key == name and isinstance(value, str)]
 
 
 async def abort_with(context: "grpc.aio.ServicerContext[Any, Any]", status: Status) -> NoReturn:

@@ -33,9 +33,9 @@ StopHolder: TypeAlias = Callable[[Connection, str, str], list[Execution]]
 _JOBS = """
     INSERT INTO jobs
         (job_id, execution_id, task_id, state, spec, create_time, request_id, request_digest, caller_address,
-        schedule, unique_key, unwatched_limit, array_index, array_size, caller)
+        schedule, unique_key, unwatched_limit, array_index, array_size, caller, trace)
     VALUES """
-_JOB = "(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+_JOB = "(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 _EXECUTIONS = """
     INSERT INTO executions
         (execution_id, job_id, task_id, priority, run, attempt, state, state_time, create_time, due_time, expire_time,
@@ -104,7 +104,9 @@ class Enqueue:
         stop_holder: "StopHolder | None" = None,
         array: ArrayPosition | None = None,
         caller: str = "",
+        trace: str = "",
     ) -> None:
+        """`trace`: the context of the call, as text."""
         data = spec_bytes(spec)
         now = microseconds_since_epoch(time)
         self._spec = spec
@@ -131,6 +133,7 @@ class Enqueue:
             unwatched_limit_of(spec),
             *((array.index, array.size) if array else (None, None)),
             caller,
+            trace,
         )
         self._create_time = now
         self._execution_row = _execution_row(execution, spec.priority)
@@ -154,7 +157,7 @@ class Enqueue:
         )
         row = self._job_row
         place = (array.index, array.size) if array else (None, None)
-        sibling._job_row = (job_id, execution_id, task_id, *row[3:6], request_id, *row[7:12], *place, row[14])
+        sibling._job_row = (job_id, execution_id, task_id, *row[3:6], request_id, *row[7:12], *place, *row[14:])
         sibling._execution_row = (execution_id, job_id, task_id, *self._execution_row[3:])
         return sibling
 

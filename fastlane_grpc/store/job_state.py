@@ -8,29 +8,27 @@ from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import NamedTuple, TypeAlias
 
-from fastlane_grpc.model import Execution, Hold, Job, JobSpec, Notification, ScheduleState, State, Times, new_id
+from fastlane_grpc.model import Assignment, Execution, Hold, Job, Notification, ScheduleState, State, Times, new_id
 from fastlane_grpc.schedule import Final, Following, Next, after, waiting_state
 from fastlane_grpc.store.database import Connection
 from fastlane_grpc.store.enqueue import insert_execution, key_holders
-from fastlane_grpc.store.queries import job_of, open_executions, own_spec
+from fastlane_grpc.store.queries import assignment_of_row, job_of, open_executions
 from fastlane_grpc.store.rows import (
     EXECUTION,
-    array_from,
     execution_from,
     microseconds_or_none,
     microseconds_since_epoch,
     schedule_text,
-    spec_from,
 )
 
 # Decides what follows an execution that has ended: called as `schedule.after` is.
 After: TypeAlias = Callable[..., Following]
 
-# SQL: the spec with which the execution `:execution_id` of the row of `jobs` is to be started, and the job's place in
-# an array. An execution that was requeued keeps its own spec if its job was replaced meanwhile.
+# SQL: as ITS_SPEC, for the execution `:execution_id` of the row of `jobs`, which is to be started. An execution that
+# was requeued keeps its own spec if its job was replaced meanwhile.
 _TO_START = """
     coalesce(iif(revision > 1, (SELECT spec FROM executions WHERE execution_id = :execution_id), NULL), spec),
-    array_index, array_size
+    array_index, array_size, trace
 """
 
 
@@ -56,17 +54,16 @@ def follow(db: Connection, execution: Execution) -> None:
     )
 
 
-def follow_claim(db: Connection, execution: Execution) -> JobSpec:
-    """Do the same for an execution that was just claimed, and return its spec: one statement does both, as claims have
-    to be fast."""
+def follow_claim(db: Connection, execution: Execution) -> Assignment:
+    """Do the same for an execution that was just claimed, and return it with its spec: one statement does both, as
+    claims have to be fast."""
     values = {"state": execution.state, "job_id": execution.job_id, "execution_id": execution.id}
     found = db.execute(
         f"UPDATE jobs SET state = :state WHERE job_id = :job_id AND execution_id = :execution_id RETURNING {_TO_START}",
         values,
     ).fetchall()
     found = found or db.execute(f"SELECT {_TO_START} FROM jobs WHERE job_id = :job_id", values).fetchall()
-    spec, index, size = found[0]
-    return own_spec(execution, spec_from(spec), array_from(index, size))
+    return assignment_of_row(execution, found[0])
 
 
 def settle(db: Connection, ended: Execution, now: datetime, rules: Rules) -> list[Execution]:

@@ -758,3 +758,10 @@ def standard_inputs(db: Database) -> None:
     db.execute(f"CREATE TRIGGER stdin_came AFTER INSERT ON jobs WHEN {has_stdin} BEGIN {insert} END")
     # The one of the former spec stays, as the inputs do.
     db.execute(f"CREATE TRIGGER stdin_changed AFTER UPDATE OF spec ON jobs WHEN {has_stdin} BEGIN {insert} END")
+
+
+@migrations()
+def traces_of_callers(db: Database) -> None:
+    """The column for the trace that a job belongs to."""
+    # traceparent and, behind a space, tracestate of the call that enqueued it; empty: it had none.
+    db.execute("ALTER TABLE jobs ADD COLUMN trace TEXT NOT NULL DEFAULT ''")

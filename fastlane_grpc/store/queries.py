@@ -24,8 +24,9 @@ from fastlane_grpc.store.rows import (
     task_from,
 )
 
-# SQL: the spec that an execution was started with, or is to be started with, and the place of its job in an array.
-ITS_SPEC = "coalesce(executions.spec, jobs.spec), jobs.array_index, jobs.array_size"
+# SQL: the spec that an execution was started with, or is to be started with, the place of its job in an array, and the
+# trace of its job.
+ITS_SPEC = "coalesce(executions.spec, jobs.spec), jobs.array_index, jobs.array_size, jobs.trace"
 
 # SQL: how many queued executions of the same task and priority go before the row of `executions`, up to `:most`; 0 if
 # that row is not queued. Goes along one index, and reads no row of a table.
@@ -136,11 +137,16 @@ def assignment_of(db: Connection, execution_id: str) -> Assignment:
 
 def assignment_from(row: Row) -> Assignment:
     """Return the assignment of a row with the columns ITS_SPEC and EXECUTION."""
-    execution = execution_from(row[3:])
-    return Assignment(execution, own_spec(execution, spec_from(row[0]), array_from(row[1], row[2])))
+    return assignment_of_row(execution_from(row[4:]), row)
 
 
-def own_spec(execution: Execution, spec: JobSpec, array: ArrayPosition | None) -> JobSpec:
+def assignment_of_row(execution: Execution, row: Row) -> Assignment:
+    """Return the assignment of an execution. `row` begins with the columns of ITS_SPEC."""
+    spec, index, size, trace = row[:4]
+    return Assignment(execution, _own_spec(execution, spec_from(spec), array_from(index, size)), trace)
+
+
+def _own_spec(execution: Execution, spec: JobSpec, array: ArrayPosition | None) -> JobSpec:
     """Return the spec with what differs in this execution: its memory limit, and the variables that say its job's place
     in an array."""
     if array:

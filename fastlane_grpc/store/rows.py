@@ -16,8 +16,10 @@ from fastlane_grpc.model import (
     CatchUp,
     Conflict,
     Cron,
+    Device,
     Dns,
     Execution,
+    Gpus,
     Hold,
     Input,
     Jitter,
@@ -247,6 +249,8 @@ def spec_bytes(spec: JobSpec) -> bytes:
         "stop_when_unwatched_us": unwatched_limit_of(spec),
         "tmpfs": [_without_defaults(asdict(each)) for each in spec.tmpfs] or None,
         "volumes": [_without_defaults(asdict(each)) for each in spec.volumes] or None,
+        "devices": [_without_defaults(asdict(each)) for each in spec.devices] or None,
+        "gpus": None if spec.gpus is None else _without_defaults(asdict(replace(spec.gpus, ids=[*spec.gpus.ids]))),
         "inputs": [_without_defaults(asdict(replace(each, content=None))) for each in spec.inputs] or None,
         "stdin": None if spec.stdin is None else {"sha256": spec.stdin.sha256, "size_bytes": spec.stdin.size_bytes},
         # A soft limit of zero is a limit.
@@ -268,7 +272,18 @@ _plain_of = attrgetter(*_PLAIN_NAMES)
 # Fields that are kept unless they are None or empty; most specs have none of them.
 _optional_of = attrgetter(
     *("timeout", "stop_grace", "metadata", "start_in", "start_at", "expire_time", "cron", "retry", "unique"),
-    *("notifications", "stop_when_unwatched", "tmpfs", "volumes", "ulimits", "dns", "inputs", "stdin"),
+    *(
+        "notifications",
+        "stop_when_unwatched",
+        "tmpfs",
+        "volumes",
+        "ulimits",
+        "dns",
+        "inputs",
+        "stdin",
+        "devices",
+        "gpus",
+    ),
 )
 _NONE_SET = _optional_of(JobSpec(""))
 _COLLECTIONS: Sequence[tuple[str, Callable[[JobSpec], Any], type]] = tuple(
@@ -315,12 +330,18 @@ def spec_from(data: bytes | str) -> JobSpec:
         dns=None if "dns" not in kept else Dns(**{name: tuple(each) for name, each in kept["dns"].items()}),
         cap_drop=tuple(kept.get("cap_drop", ())),
         volumes=tuple(Volume(**{"name": "", "path": "", **each}) for each in kept.get("volumes", ())),
+        devices=tuple(Device(**{"path": "", **each}) for each in kept.get("devices", ())),
+        gpus=None if "gpus" not in kept else _gpus_from(kept["gpus"]),
         outputs=tuple(kept.get("outputs", ())),
         inputs=tuple(Input(**{"path": "", "sha256": "", "size_bytes": 0, **each}) for each in kept.get("inputs", ())),
         stdin=None if "stdin" not in kept else Stdin(**kept["stdin"]),
         registry_credential=kept.get("registry_credential", ""),
         secret_envs=kept.get("secret_envs", {}),
     )
+
+
+def _gpus_from(kept: Mapping[str, Any]) -> Gpus:
+    return Gpus(kept.get("count", 0), tuple(kept.get("ids", ())))
 
 
 def notifications_text(notifications: Sequence[Notification]) -> str:

@@ -4,6 +4,7 @@ changes nothing."""
 import asyncio
 from collections.abc import Callable, Collection, Sequence, Set
 from contextlib import closing
+from contextvars import copy_context
 from dataclasses import replace
 from datetime import datetime, timedelta
 from functools import cache
@@ -103,6 +104,7 @@ from fastlane_grpc.store.task_limits import LimitedTasks
 from fastlane_grpc.store.writer import Writer, Written
 from fastlane_grpc.supervisor import ALONE, Supervisor
 from fastlane_grpc.text.redaction import SecretNames
+from fastlane_grpc.trace_context import CALLERS_TRACE
 
 # A store that has less room than this is not taken for one that can write again.
 PROBE_FREE_BYTES = 1 << 20
@@ -312,6 +314,7 @@ class Store:
             stop_holder=stop_holder,
             array=array,
             caller=caller_name(),
+            trace=trace.text if (trace := CALLERS_TRACE.get()) else "",
         )
 
     def stop(
@@ -421,6 +424,8 @@ class Store:
 
         EtagMismatch, InvalidRequest (another task), UniqueKeyTaken, QueueFull, DiskFull."""
         self.may_notify = self.may_notify or bool(spec.notifications)
+        # The writing thread knows nothing of the call.
+        in_the_call = copy_context().run
 
         def work(db: Connection) -> Written[tuple[Job, bool]]:
             try:
@@ -434,7 +439,7 @@ class Store:
                     # The job under this id is asked for, and no other one.
                     for holder in key_holders(db, task_id, spec.unique.key):
                         raise UniqueKeyTaken(spec.unique.key, holder) from None
-                created = self._enqueue(task_id, spec, "", caller_address, job_id=job_id)(db)
+                created = in_the_call(self._enqueue, task_id, spec, "", caller_address, job_id=job_id)(db)
                 return Written((created.answer[0], True), created.changed, new_jobs=1)
             if refusal and job.spec != spec:
                 raise refusal
@@ -712,7 +717,7 @@ class Store:
                     empty.add(pools)
                     continue
                 execution, has_rate = claim
-                claimed.append(Assignment(execution, follow_claim(db, execution)))
+                claimed.append(follow_claim(db, execution))
                 if has_rate:
                     rates |= task_limits.note_start(db, execution, now)
             told = [lambda: self.limited_tasks.rates_changed(rates)] if rates else []

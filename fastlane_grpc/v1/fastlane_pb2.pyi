@@ -652,6 +652,8 @@ class JobSpec(_message.Message):
     DNS_FIELD_NUMBER: _builtins.int
     CAP_DROP_FIELD_NUMBER: _builtins.int
     VOLUMES_FIELD_NUMBER: _builtins.int
+    DEVICES_FIELD_NUMBER: _builtins.int
+    GPUS_FIELD_NUMBER: _builtins.int
     INPUTS_FIELD_NUMBER: _builtins.int
     OUTPUTS_FIELD_NUMBER: _builtins.int
     STDIN_FIELD_NUMBER: _builtins.int
@@ -805,6 +807,16 @@ class JobSpec(_message.Message):
         """
 
     @_builtins.property
+    def devices(self) -> _containers.RepeatedCompositeFieldContainer[Global___Device]:
+        """Devices of the host; at most 16. Each has to be in the setting `allow_devices` of each host that the task may run on."""
+
+    @_builtins.property
+    def gpus(self) -> Global___Gpus:
+        """GPUs of the host, which jobs share. Each host that the task may run on has to have the setting `allow_gpus`. Unset:
+        none.
+        """
+
+    @_builtins.property
     def inputs(self) -> _containers.RepeatedCompositeFieldContainer[Global___Input]:
         """Files that are written into the container before its start; at most 64. In sum they take at most `max_input_bytes`
         of GetServerInfo. Kept as long as the job, so that retries get them again. Not together with `read_only_root`.
@@ -864,15 +876,17 @@ class JobSpec(_message.Message):
         dns: Global___Dns | None = ...,
         cap_drop: _abc.Iterable[_builtins.str] | None = ...,
         volumes: _abc.Iterable[Global___Volume] | None = ...,
+        devices: _abc.Iterable[Global___Device] | None = ...,
+        gpus: Global___Gpus | None = ...,
         inputs: _abc.Iterable[Global___Input] | None = ...,
         outputs: _abc.Iterable[_builtins.str] | None = ...,
         stdin: Global___Stdin | None = ...,
         registry_credential: _builtins.str = ...,
         secret_envs: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["cron", b"cron", "dns", b"dns", "expire_time", b"expire_time", "limits", b"limits", "metadata", b"metadata", "retry", b"retry", "start_at", b"start_at", "start_in", b"start_in", "stdin", b"stdin", "stop_grace", b"stop_grace", "stop_when_unwatched", b"stop_when_unwatched", "timeout", b"timeout", "unique", b"unique"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cron", b"cron", "dns", b"dns", "expire_time", b"expire_time", "gpus", b"gpus", "limits", b"limits", "metadata", b"metadata", "retry", b"retry", "start_at", b"start_at", "start_in", b"start_in", "stdin", b"stdin", "stop_grace", b"stop_grace", "stop_when_unwatched", b"stop_when_unwatched", "timeout", b"timeout", "unique", b"unique"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["args", b"args", "cap_drop", b"cap_drop", "command", b"command", "cron", b"cron", "dns", b"dns", "entrypoint", b"entrypoint", "envs", b"envs", "expire_time", b"expire_time", "extra_hosts", b"extra_hosts", "history", b"history", "image", b"image", "inputs", b"inputs", "labels", b"labels", "limits", b"limits", "metadata", b"metadata", "network", b"network", "notifications", b"notifications", "outputs", b"outputs", "priority", b"priority", "pull_policy", b"pull_policy", "read_only_root", b"read_only_root", "registry_credential", b"registry_credential", "retry", b"retry", "secret_envs", b"secret_envs", "start_at", b"start_at", "start_in", b"start_in", "stdin", b"stdin", "stop_grace", b"stop_grace", "stop_signal", b"stop_signal", "stop_when_unwatched", b"stop_when_unwatched", "timeout", b"timeout", "tmpfs", b"tmpfs", "ulimits", b"ulimits", "unique", b"unique", "user", b"user", "volumes", b"volumes", "working_dir", b"working_dir"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["args", b"args", "cap_drop", b"cap_drop", "command", b"command", "cron", b"cron", "devices", b"devices", "dns", b"dns", "entrypoint", b"entrypoint", "envs", b"envs", "expire_time", b"expire_time", "extra_hosts", b"extra_hosts", "gpus", b"gpus", "history", b"history", "image", b"image", "inputs", b"inputs", "labels", b"labels", "limits", b"limits", "metadata", b"metadata", "network", b"network", "notifications", b"notifications", "outputs", b"outputs", "priority", b"priority", "pull_policy", b"pull_policy", "read_only_root", b"read_only_root", "registry_credential", b"registry_credential", "retry", b"retry", "secret_envs", b"secret_envs", "start_at", b"start_at", "start_in", b"start_in", "stdin", b"stdin", "stop_grace", b"stop_grace", "stop_signal", b"stop_signal", "stop_when_unwatched", b"stop_when_unwatched", "timeout", b"timeout", "tmpfs", b"tmpfs", "ulimits", b"ulimits", "unique", b"unique", "user", b"user", "volumes", b"volumes", "working_dir", b"working_dir"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1047,6 +1061,66 @@ class Input(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Input: _TypeAlias = Input  # noqa: Y015
+
+@_typing.final
+class Device(_message.Message):
+    """A device of the host in the container."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PATH_FIELD_NUMBER: _builtins.int
+    CONTAINER_PATH_FIELD_NUMBER: _builtins.int
+    PERMISSIONS_FIELD_NUMBER: _builtins.int
+    path: _builtins.str
+    """Required. Path on the host, as /dev/fuse. A directory stands for all devices in it."""
+    container_path: _builtins.str
+    """Path in the container. Empty: as on the host."""
+    permissions: _builtins.str
+    """What the container may do: any of r (read), w (write) and m (make its file). Empty: rwm, everything."""
+    def __init__(
+        self,
+        *,
+        path: _builtins.str = ...,
+        container_path: _builtins.str = ...,
+        permissions: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["container_path", b"container_path", "path", b"path", "permissions", b"permissions"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Device: _TypeAlias = Device  # noqa: Y015
+
+@_typing.final
+class Gpus(_message.Message):
+    """GPUs of the host in the container. The engine needs a runtime for them, as NVIDIA's container toolkit. Without one
+    the execution ends with REASON_REFUSED_BY_ENGINE. Set one of the two fields.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COUNT_FIELD_NUMBER: _builtins.int
+    IDS_FIELD_NUMBER: _builtins.int
+    count: _builtins.int
+    """Number of GPUs, which the engine chooses; -1: all."""
+    @_builtins.property
+    def ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Indices or UUIDs of GPUs, as "0" or "GPU-3a23c669"; at most 64."""
+
+    def __init__(
+        self,
+        *,
+        count: _builtins.int = ...,
+        ids: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "ids", b"ids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Gpus: _TypeAlias = Gpus  # noqa: Y015
 
 @_typing.final
 class Stdin(_message.Message):
@@ -2213,7 +2287,7 @@ class Execution(_message.Message):
     @_builtins.property
     def usage(self) -> Global___Usage:
         """What the container used, as the kernel counted. Unset until the execution is final, for a container that was not
-        captured by the recorder, and where the recorder was killed.
+        captured by the recorder, and where the recorder was killed. While it runs: see `with_usage` of ListExecutionsRequest.
         """
 
     @_builtins.property
@@ -2267,15 +2341,27 @@ class Usage(_message.Message):
     CPU_TIME_FIELD_NUMBER: _builtins.int
     READ_BYTES_FIELD_NUMBER: _builtins.int
     WRITTEN_BYTES_FIELD_NUMBER: _builtins.int
+    MEMORY_BYTES_FIELD_NUMBER: _builtins.int
+    TIME_FIELD_NUMBER: _builtins.int
     peak_memory_bytes: _builtins.int
-    """Maximum memory at any time, as it counts toward `memory_bytes`: with the cache of files that it read and wrote."""
+    """Maximum memory at any time, as it counts toward `memory_bytes`: with the cache of files that it read and wrote.
+    Unset while it runs.
+    """
     read_bytes: _builtins.int
-    """Bytes read from disks. What came from the cache is not in it."""
+    """Bytes read from disks. What came from the cache is not in it. Unset where the kernel does not count, which is
+    possible with version 1 of its control groups.
+    """
     written_bytes: _builtins.int
-    """Bytes written to disks so far. What is only in the cache is not in it."""
+    """Bytes written to disks so far. What is only in the cache is not in it. Unset as `read_bytes`."""
+    memory_bytes: _builtins.int
+    """Memory at `time`, without files that are cached and not in use. Set while it runs alone."""
     @_builtins.property
     def cpu_time(self) -> _duration_pb2.Duration:
         """Time on CPUs, of all its processes together."""
+
+    @_builtins.property
+    def time(self) -> _timestamp_pb2.Timestamp:
+        """When the host counted. Set while it runs alone."""
 
     def __init__(
         self,
@@ -2284,17 +2370,23 @@ class Usage(_message.Message):
         cpu_time: _duration_pb2.Duration | None = ...,
         read_bytes: _builtins.int | None = ...,
         written_bytes: _builtins.int | None = ...,
+        memory_bytes: _builtins.int | None = ...,
+        time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_peak_memory_bytes", b"_peak_memory_bytes", "_read_bytes", b"_read_bytes", "_written_bytes", b"_written_bytes", "cpu_time", b"cpu_time", "peak_memory_bytes", b"peak_memory_bytes", "read_bytes", b"read_bytes", "written_bytes", b"written_bytes"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_memory_bytes", b"_memory_bytes", "_peak_memory_bytes", b"_peak_memory_bytes", "_read_bytes", b"_read_bytes", "_written_bytes", b"_written_bytes", "cpu_time", b"cpu_time", "memory_bytes", b"memory_bytes", "peak_memory_bytes", b"peak_memory_bytes", "read_bytes", b"read_bytes", "time", b"time", "written_bytes", b"written_bytes"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_peak_memory_bytes", b"_peak_memory_bytes", "_read_bytes", b"_read_bytes", "_written_bytes", b"_written_bytes", "cpu_time", b"cpu_time", "peak_memory_bytes", b"peak_memory_bytes", "read_bytes", b"read_bytes", "written_bytes", b"written_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_memory_bytes", b"_memory_bytes", "_peak_memory_bytes", b"_peak_memory_bytes", "_read_bytes", b"_read_bytes", "_written_bytes", b"_written_bytes", "cpu_time", b"cpu_time", "memory_bytes", b"memory_bytes", "peak_memory_bytes", b"peak_memory_bytes", "read_bytes", b"read_bytes", "time", b"time", "written_bytes", b"written_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__memory_bytes: _TypeAlias = _typing.Literal["memory_bytes"]  # noqa: Y015
+    _WhichOneofArgType__memory_bytes: _TypeAlias = _typing.Literal["_memory_bytes", b"_memory_bytes"]  # noqa: Y015
     _WhichOneofReturnType__peak_memory_bytes: _TypeAlias = _typing.Literal["peak_memory_bytes"]  # noqa: Y015
     _WhichOneofArgType__peak_memory_bytes: _TypeAlias = _typing.Literal["_peak_memory_bytes", b"_peak_memory_bytes"]  # noqa: Y015
     _WhichOneofReturnType__read_bytes: _TypeAlias = _typing.Literal["read_bytes"]  # noqa: Y015
     _WhichOneofArgType__read_bytes: _TypeAlias = _typing.Literal["_read_bytes", b"_read_bytes"]  # noqa: Y015
     _WhichOneofReturnType__written_bytes: _TypeAlias = _typing.Literal["written_bytes"]  # noqa: Y015
     _WhichOneofArgType__written_bytes: _TypeAlias = _typing.Literal["_written_bytes", b"_written_bytes"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__memory_bytes) -> _WhichOneofReturnType__memory_bytes | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__peak_memory_bytes) -> _WhichOneofReturnType__peak_memory_bytes | None: ...
     @_typing.overload
@@ -4376,6 +4468,7 @@ class ListExecutionsRequest(_message.Message):
     STATES_FIELD_NUMBER: _builtins.int
     HOST_FIELD_NUMBER: _builtins.int
     ID_PREFIX_FIELD_NUMBER: _builtins.int
+    WITH_USAGE_FIELD_NUMBER: _builtins.int
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     job_id: _builtins.str
@@ -4386,6 +4479,10 @@ class ListExecutionsRequest(_message.Message):
     """Executions that run or ran on this host."""
     id_prefix: _builtins.str
     """Executions with an id that begins like this."""
+    with_usage: _builtins.bool
+    """Fill `usage` of running executions with what they have used so far, asked of their hosts now. A page then has at most
+    100 executions. Unset where a host does not answer within 3 s.
+    """
     page_size: _builtins.int
     """See ListJobsRequest."""
     page_token: _builtins.str
@@ -4402,12 +4499,13 @@ class ListExecutionsRequest(_message.Message):
         states: _abc.Iterable[Global___State.ValueType] | None = ...,
         host: _builtins.str = ...,
         id_prefix: _builtins.str = ...,
+        with_usage: _builtins.bool = ...,
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["host", b"host", "id_prefix", b"id_prefix", "job_id", b"job_id", "page_size", b"page_size", "page_token", b"page_token", "states", b"states", "task_id", b"task_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["host", b"host", "id_prefix", b"id_prefix", "job_id", b"job_id", "page_size", b"page_size", "page_token", b"page_token", "states", b"states", "task_id", b"task_id", "with_usage", b"with_usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

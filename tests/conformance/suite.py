@@ -103,9 +103,11 @@ class Suite:
 
     @pytest.fixture(scope="class")
     @classmethod
-    def driver(cls, tmp_path_factory: pytest.TempPathFactory) -> Driver:
+    def driver(cls, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Driver]:
         directory = tmp_path_factory.mktemp("driver")
-        return Driver(cls.language.driver(directory), directory)
+        driver = Driver(cls.language.driver(directory), directory)
+        yield driver
+        driver.end()
 
     @pytest.fixture(scope="class")
     @classmethod
@@ -524,6 +526,7 @@ class Suite:
         execution = real.execution("many")
         stdout, stderr, cursor, runs = b"", b"", "", 0
         while runs < 3:
+            driver.end()
             ran = driver.tail(real.address, execution=execution, cursor=cursor, stop_after_bytes=100_000)
             assert (ran.status, ran.report.get("error")) == (0, None)
             stdout, stderr, cursor, runs = stdout + ran.stdout, stderr + ran.stderr, ran.report["cursor"], runs + 1

@@ -1,18 +1,19 @@
 //! The conformance driver of the Rust client: see clients/conformance.md.
 
 use std::collections::HashMap;
+use std::fs::{self, File};
 use std::io::{self, Write};
 use std::time::Duration;
-use std::{env, error, fs, process};
 
 use fastlane_client::v1::{EnqueueJobRequest, Job, JobSpec, Source, StreamExecutionLogsRequest, StreamJobLogsRequest};
 use fastlane_client::{Client, Error, Event, Options, StreamExt, Tail};
 use serde_json::{Value, json};
+use tokio::runtime::Builder;
 
 const FAILED: i32 = 70;
 const SOURCES: [i32; 2] = [Source::Stdout as i32, Source::Stderr as i32];
 
-/// What a driver tells beside the bytes and the exit status.
+/// What a driver tells beside the bytes and the status.
 #[derive(Default)]
 struct Report {
     job: Value,
@@ -25,6 +26,7 @@ struct Report {
 }
 
 struct Words {
+    operation: String,
     options: HashMap<String, String>,
     args: Vec<String>,
 }
@@ -39,19 +41,36 @@ impl Words {
     }
 }
 
-#[tokio::main(flavor = "current_thread")]
-async fn main() -> Result<(), Box<dyn error::Error>> {
-    let mut words = Words { options: HashMap::new(), args: Vec::new() };
-    for word in env::args().skip(2) {
-        let (name, value) = word.split_once('=').ok_or("each word is name=value")?;
-        if name == "arg" {
-            words.args.push(value.into());
+/// Where the output of one call goes.
+struct Outputs {
+    stdout: File,
+    stderr: File,
+}
+
+fn main() -> io::Result<()> {
+    for line in io::stdin().lines() {
+        let mut words: Vec<String> = serde_json::from_str(&line?)?;
+        let operation = words.remove(0);
+        let (mut options, mut args) = (HashMap::new(), Vec::new());
+        for (name, value) in words.iter().filter_map(|word| word.split_once('=')) {
+            if name == "arg" {
+                args.push(value.into());
+            }
+            options.insert(name.into(), value.into());
         }
-        words.options.insert(name.into(), value.into());
+        // A runtime ends with its connections.
+        let runtime = Builder::new_current_thread().enable_all().build()?;
+        println!("{}", runtime.block_on(call(&Words { operation, options, args }))?);
     }
+    Ok(())
+}
+
+/// Makes the call, writes its report and returns its status.
+async fn call(words: &Words) -> io::Result<i32> {
+    let open = |name| File::options().write(true).open(words.text(name));
+    let mut outputs = Outputs { stdout: open("stdout")?, stderr: open("stderr")? };
     let mut report = Report::default();
-    let operation = env::args().nth(1).unwrap_or_default();
-    let (status, failure) = match run(&operation, &words, &mut report).await {
+    let (status, failure) = match run(words, &mut report, &mut outputs).await {
         Ok(status) => (status, Value::Null),
         Err(failure) => (FAILED, told(&failure)),
     };
@@ -67,10 +86,10 @@ async fn main() -> Result<(), Box<dyn error::Error>> {
         "error": failure,
     });
     fs::write(words.text("report"), text.to_string())?;
-    process::exit(status);
+    Ok(status)
 }
 
-async fn run(operation: &str, words: &Words, report: &mut Report) -> Result<i32, Error> {
+async fn run(words: &Words, report: &mut Report, outputs: &mut Outputs) -> Result<i32, Error> {
     let timeout = words.number("timeout_seconds").map(Duration::from_secs_f64);
     let file = |name: &str| words.options.get(name).map(Into::into);
     let options = Options {
@@ -82,7 +101,7 @@ async fn run(operation: &str, words: &Words, report: &mut Report) -> Result<i32,
         timeout,
     };
     let client = Client::new(&words.text("address"), options)?;
-    let job = match operation {
+    let job = match words.operation.as_str() {
         "enqueue" => {
             let spec = JobSpec { image: words.text("image"), args: words.args.clone(), ..Default::default() };
             let request = EnqueueJobRequest {
@@ -95,7 +114,7 @@ async fn run(operation: &str, words: &Words, report: &mut Report) -> Result<i32,
         }
         "get" => client.get(&words.text("job")).await?,
         "stop" => client.stop(&words.text("job"), &words.text("note")).await?,
-        _ => return follow(tail(&client, words), words, report).await,
+        _ => return follow(tail(&client, words), words, report, outputs).await,
     };
     let Job { id, execution, state, .. } = job;
     report.job = json!({"id": id, "execution_id": execution.unwrap_or_default().id, "state": state});
@@ -130,14 +149,15 @@ fn tail(client: &Client, words: &Words) -> Tail {
     }
 }
 
-async fn follow(mut tail: Tail, words: &Words, report: &mut Report) -> Result<i32, Error> {
+async fn follow(mut tail: Tail, words: &Words, report: &mut Report, outputs: &mut Outputs) -> Result<i32, Error> {
     let enough = words.number("stop_after_bytes").map(|bytes| bytes as usize);
     let mut written = 0;
     while let Some(message) = tail.next().await {
         let message = message?;
         for chunk in message.chunks {
             let data = if words.text("text") == "true" { chunk.text.into_bytes() } else { chunk.data };
-            write(chunk.source, &data).expect("the output can be written");
+            let output = if chunk.source == Source::Stderr as i32 { &mut outputs.stderr } else { &mut outputs.stdout };
+            output.write_all(&data).expect("the output can be written");
             written += data.len();
         }
         if let Some(event) = message.event {
@@ -149,15 +169,6 @@ async fn follow(mut tail: Tail, words: &Words, report: &mut Report) -> Result<i3
         }
     }
     Ok(report.exit_status.unwrap_or(FAILED))
-}
-
-fn write(source: i32, data: &[u8]) -> io::Result<()> {
-    if source == Source::Stderr as i32 {
-        return io::stderr().write_all(data);
-    }
-    let mut stdout = io::stdout().lock();
-    stdout.write_all(data)?;
-    stdout.flush()
 }
 
 fn note(event: Event, report: &mut Report) {

@@ -35,6 +35,27 @@ def read_volume(text: str) -> api.Volume:
     return api.Volume(match[1], match[2], read_only=match[3] == "ro")
 
 
+def read_device(text: str) -> api.Device:
+    """Return the device of PATH[:PATH][:rwm]. ValueError."""
+    match = re.fullmatch(r"(/[^:]+)(?::(/[^:]+))?(?::([rwm]{1,3}))?", text)
+    if match is None:
+        raise ValueError("must be PATH[:PATH_IN_CONTAINER][:rwm], as /dev/fuse or /dev/sdb:/dev/disk:r")
+    return api.Device(match[1], match[2] or "", "".join(letter for letter in "rwm" if letter in (match[3] or "")))
+
+
+def read_gpus(text: str) -> api.Gpus:
+    """Return the GPUs of NUMBER, all or device=ID[,ID]. ValueError."""
+    # With several ids, docker wants quotes within the word.
+    plain = text.strip('"')
+    if plain == "all":
+        return api.Gpus(-1)
+    if re.fullmatch("[0-9]{1,4}", plain):
+        return api.Gpus(int(plain))
+    if match := re.fullmatch("device=([^=]+)", plain):
+        return api.Gpus(ids=match[1].split(","))
+    raise ValueError("must be a number, all, or device=0,1")
+
+
 def read_ulimit(text: str) -> api.Ulimit:
     """Return the limit of NAME=SOFT[:HARD]. ValueError."""
     match = re.fullmatch(r"([a-z]+)=(-?[0-9]{1,18})(?::(-?[0-9]{1,18}))?", text)

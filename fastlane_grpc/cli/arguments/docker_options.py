@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence, Set
 _HOST = "not available: it would give the job access to its host"
 _ONE_IMAGE = "copy files by --input, or put them into the image"
 _BY_OPERATOR = "not available to jobs: the operator of the engine sets it"
-_NOT_YET = "not available yet"
 _ONE_JOB = "jobs cannot reach each other by name"
 
 _TABLE: Sequence[tuple[str, str]] = (
@@ -57,8 +56,7 @@ _TABLE: Sequence[tuple[str, str]] = (
     ("--blkio-weight-device --device-read-bps --device-read-iops --device-write-bps --device-write-iops", _BY_OPERATOR),
     ("--pids-limit", "use --pids"),
     ("--oom-kill-disable --oom-score-adj", _HOST),
-    ("--gpus", f"{_NOT_YET}: jobs cannot use GPUs"),
-    ("--device --device-cgroup-rule", _HOST),
+    ("--device-cgroup-rule", "use --device for a device that is allowed"),
     # Privileges.
     (
         "--privileged --cap-add --security-opt",

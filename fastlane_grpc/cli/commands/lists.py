@@ -319,6 +319,8 @@ def _job_facts(job: pb.Job, now: datetime) -> Iterator[tuple[str, str]]:
     yield "timeout", span(spec.timeout.ToTimedelta()) if spec.HasField("timeout") else ""
     yield "limits", ", ".join(_limits(spec.limits))
     yield "volumes", ", ".join(_volumes(spec))
+    yield "devices", ", ".join(_devices(spec))
+    yield "gpus", _gpus(spec.gpus) if spec.HasField("gpus") else ""
     yield "inputs", ", ".join(f"{each.path} ({size(each.size_bytes)})" for each in spec.inputs)
     yield "stdin", size(spec.stdin.size_bytes) if spec.HasField("stdin") else ""
     yield "outputs", " ".join(spec.outputs)
@@ -415,6 +417,16 @@ def _tmpfs(spec: pb.JobSpec) -> Iterator[str]:
     for tmpfs in spec.tmpfs:
         bytes_text = f" of {tmpfs.size_bytes / (1 << 20):g} MiB" if tmpfs.size_bytes else ""
         yield f"{tmpfs.path}{bytes_text}"
+
+
+def _devices(spec: pb.JobSpec) -> Iterator[str]:
+    for each in spec.devices:
+        where = f" at {each.container_path}" if each.container_path else ""
+        yield f"{each.path}{where}" + (f", {each.permissions}" if each.permissions else "")
+
+
+def _gpus(gpus: pb.Gpus) -> str:
+    return " ".join(gpus.ids) or ("all" if gpus.count < 0 else str(gpus.count))
 
 
 def _volumes(spec: pb.JobSpec) -> Iterator[str]:

@@ -14,7 +14,15 @@ import click
 from click.core import ParameterSource
 
 from fastlane_grpc import client as api
-from fastlane_grpc.cli.arguments.container import read_extra_host, read_tmpfs, read_ulimit, read_volume, with_container
+from fastlane_grpc.cli.arguments.container import (
+    read_device,
+    read_extra_host,
+    read_gpus,
+    read_tmpfs,
+    read_ulimit,
+    read_volume,
+    with_container,
+)
 from fastlane_grpc.cli.arguments.docker_options import refusal
 from fastlane_grpc.cli.arguments.encoding import is_utf8
 from fastlane_grpc.cli.arguments.env_file import read_env_file
@@ -192,6 +200,19 @@ _JOB_OPTIONS = [
         type=Reads("volume", read_volume),
         multiple=True,
         help="Mount a volume that the operator allows, as cache:/cache or cache:/cache:ro.",
+    ),
+    click.option(
+        "--device",
+        "devices",
+        type=Reads("device", read_device),
+        multiple=True,
+        help="Use a device of the host that the operator allows, as /dev/fuse or /dev/sdb:/dev/disk:r.",
+    ),
+    click.option(
+        "--gpus",
+        "gpus",
+        type=Reads("gpus", read_gpus),
+        help="Use GPUs of the host, if the operator allows it: a number, all, or device=0,1.",
     ),
     click.option(
         "--input",

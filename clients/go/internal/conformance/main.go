@@ -2,6 +2,7 @@
 package main
 
 import (
+	"bufio"
 	"context"
 	"encoding/json"
 	"errors"
@@ -17,7 +18,7 @@ import (
 	pb "fastlane.example/fastlane/v1"
 )
 
-// failed is the exit status of a driver after an error.
+// failed is the status of a call after an error.
 const failed = 70
 
 type report struct {
@@ -52,17 +53,40 @@ type failure struct {
 	Metadata   map[string]string `json:"metadata"`
 }
 
+// call is what one line asks for, and where the output goes.
+type call struct {
+	options map[string]string
+	args    []string
+	outputs map[string]*os.File
+	told    report
+}
+
 func main() {
-	options, args := map[string]string{}, []string{}
-	for _, word := range os.Args[2:] {
-		name, value, _ := strings.Cut(word, "=")
-		if name == "arg" {
-			args = append(args, value)
+	for lines := bufio.NewScanner(os.Stdin); lines.Scan(); {
+		var words []string
+		must(json.Unmarshal(lines.Bytes(), &words))
+		call := &call{options: map[string]string{}, outputs: map[string]*os.File{}}
+		for _, word := range words[1:] {
+			name, value, _ := strings.Cut(word, "=")
+			if name == "arg" {
+				call.args = append(call.args, value)
+			}
+			call.options[name] = value
 		}
-		options[name] = value
+		fmt.Println(call.report(words[0]))
 	}
-	told := &report{}
-	status, err := run(os.Args[1], options, args, told)
+}
+
+// report makes the call, writes its report and returns its status.
+func (c *call) report(operation string) int {
+	for _, name := range []string{"stdout", "stderr"} {
+		file, err := os.OpenFile(c.options[name], os.O_WRONLY, 0)
+		must(err)
+		defer file.Close()
+		c.outputs[name] = file
+	}
+	told := &c.told
+	status, err := c.run(operation)
 	var refused *fastlane.Error
 	if errors.As(err, &refused) {
 		told.Error = &failure{uint32(refused.Code), refused.Reason, refused.Message, nil, refused.Metadata}
@@ -76,16 +100,19 @@ func main() {
 		status = failed
 	}
 	text, err := json.Marshal(told)
-	if err == nil {
-		err = os.WriteFile(options["report"], text, 0o600)
-	}
+	must(err)
+	must(os.WriteFile(c.options["report"], text, 0o600))
+	return status
+}
+
+func must(err error) {
 	if err != nil {
 		panic(err)
 	}
-	os.Exit(status)
 }
 
-func run(operation string, options map[string]string, args []string, told *report) (int, error) {
+func (c *call) run(operation string) (int, error) {
+	options := c.options
 	client, err := fastlane.New(options["address"], fastlane.Options{
 		TLSCA:     options["tls_ca"],
 		TLSCert:   options["tls_cert"],
@@ -98,7 +125,7 @@ func run(operation string, options map[string]string, args []string, told *repor
 	}
 	defer client.Close()
 	if operation == "tail" {
-		return tail(client, options, told)
+		return c.tail(client)
 	}
 	ctx := context.Background()
 	if seconds, err := strconv.ParseFloat(options["timeout_seconds"], 64); err == nil {
@@ -111,7 +138,7 @@ func run(operation string, options map[string]string, args []string, told *repor
 	case "enqueue":
 		made, err = client.Enqueue(ctx, &pb.EnqueueJobRequest{
 			TaskId:    options["task"],
-			Spec:      &pb.JobSpec{Image: options["image"], Args: args},
+			Spec:      &pb.JobSpec{Image: options["image"], Args: c.args},
 			RequestId: options["request_id"],
 		})
 	case "get":
@@ -120,12 +147,13 @@ func run(operation string, options map[string]string, args []string, told *repor
 		made, err = client.Stop(ctx, options["job"], options["note"])
 	}
 	if err == nil {
-		told.Job = &job{made.Id, made.GetExecution().GetId(), made.State}
+		c.told.Job = &job{made.Id, made.GetExecution().GetId(), made.State}
 	}
 	return 0, err
 }
 
-func tail(client *fastlane.Client, options map[string]string, told *report) (int, error) {
+func (c *call) tail(client *fastlane.Client) (int, error) {
+	options, told := c.options, &c.told
 	sources := []pb.Source{pb.Source_SOURCE_STDOUT, pb.Source_SOURCE_STDERR}
 	var heartbeat *durationpb.Duration
 	if seconds, err := strconv.ParseFloat(options["heartbeat_seconds"], 64); err == nil {
@@ -148,9 +176,9 @@ func tail(client *fastlane.Client, options map[string]string, told *report) (int
 			return false
 		}
 		for _, chunk := range message.Chunks {
-			out, data := os.Stdout, chunk.Data
+			out, data := c.outputs["stdout"], chunk.Data
 			if chunk.Source == pb.Source_SOURCE_STDERR {
-				out = os.Stderr
+				out = c.outputs["stderr"]
 			}
 			if text {
 				data = []byte(chunk.Text)

@@ -1,10 +1,15 @@
 package io.fastlane;
 
+import static io.fastlane.v1.ExecutionServiceGrpc.getStreamExecutionLogsMethod;
+import static io.fastlane.v1.JobServiceGrpc.getStreamJobLogsMethod;
+import static io.grpc.CallOptions.DEFAULT;
+import static io.grpc.Status.Code.DEADLINE_EXCEEDED;
+import static io.grpc.stub.ClientCalls.blockingV2ServerStreamingCall;
+import static java.time.Duration.ofSeconds;
 import static java.util.concurrent.TimeUnit.NANOSECONDS;
 import static java.util.concurrent.TimeUnit.SECONDS;
 
 import io.fastlane.v1.EnqueueJobRequest;
-import io.fastlane.v1.ExecutionServiceGrpc;
 import io.fastlane.v1.GetJobRequest;
 import io.fastlane.v1.Job;
 import io.fastlane.v1.JobServiceGrpc;
@@ -17,7 +22,6 @@ import io.grpc.Deadline;
 import io.grpc.ManagedChannel;
 import io.grpc.ManagedChannelBuilder;
 import io.grpc.MethodDescriptor;
-import io.grpc.Status;
 import io.grpc.StatusRuntimeException;
 import java.time.Duration;
 import java.util.Map;
@@ -26,14 +30,11 @@ import java.util.function.Function;
 
 /** A connection to a server. Its methods may be called from any thread. */
 public final class FastlaneClient implements AutoCloseable {
-    private static final Duration CALL_TIMEOUT = Duration.ofSeconds(30);
-    private static final MethodDescriptor<StreamJobLogsRequest, StreamJobLogsResponse> JOB_LOGS =
-            JobServiceGrpc.getStreamJobLogsMethod();
     /** A message of an execution's log is one of a job's. */
     private static final MethodDescriptor<StreamExecutionLogsRequest, StreamJobLogsResponse> EXECUTION_LOGS =
-            ExecutionServiceGrpc.getStreamExecutionLogsMethod().toBuilder(
-                    ExecutionServiceGrpc.getStreamExecutionLogsMethod().getRequestMarshaller(),
-                    JOB_LOGS.getResponseMarshaller()).build();
+            getStreamExecutionLogsMethod().toBuilder(
+                    getStreamExecutionLogsMethod().getRequestMarshaller(),
+                    getStreamJobLogsMethod().getResponseMarshaller()).build();
 
     private final ManagedChannel channel;
     private final Duration timeout;
@@ -51,7 +52,7 @@ public final class FastlaneClient implements AutoCloseable {
     /** Makes a client with a channel of your own, for other options of gRPC. */
     public FastlaneClient(ManagedChannelBuilder<?> builder) {
         // Keepalive finds a dead connection while a call is open. This client repeats calls by itself.
-        this(builder.keepAliveTime(30, SECONDS).keepAliveTimeout(10, SECONDS).disableRetry().build(), CALL_TIMEOUT);
+        this(builder.keepAliveTime(30, SECONDS).keepAliveTimeout(10, SECONDS).disableRetry().build(), ofSeconds(30));
     }
 
     private FastlaneClient(ManagedChannel channel, Duration timeout) {
@@ -75,9 +76,8 @@ public final class FastlaneClient implements AutoCloseable {
      * was interrupted is repeated and makes no second job.
      */
     public Job enqueue(EnqueueJobRequest request) {
-        EnqueueJobRequest sent = request.getRequestId().isEmpty()
-                ? request.toBuilder().setRequestId(UUID.randomUUID().toString()).build()
-                : request;
+        String requestId = request.getRequestId().isEmpty() ? UUID.randomUUID().toString() : request.getRequestId();
+        EnqueueJobRequest sent = request.toBuilder().setRequestId(requestId).build();
         return call(jobs -> jobs.enqueueJob(sent).getJob());
     }
 
@@ -95,20 +95,21 @@ public final class FastlaneClient implements AutoCloseable {
 
     /** Follows the log of an execution to its LogEnd. */
     public Tail tail(StreamExecutionLogsRequest request) {
-        boolean whole = !request.hasTailLines() && !request.hasSinceTime() && request.getStartLine() <= 1;
-        return new Tail(channel, new Asked(
-                false, request.getCursor(), whole, request.getText(), request.getSourcesValueList(),
-                request.getHeartbeatInterval(),
-                cursor -> new StreamCall(channel, EXECUTION_LOGS, request.toBuilder().setCursor(cursor).build())));
+        boolean fromFirstByte = !request.hasTailLines() && !request.hasSinceTime() && request.getStartLine() <= 1;
+        boolean whole = fromFirstByte && request.getCursor().isEmpty();
+        LogCheck check = new LogCheck(whole, request.getText(), request.getSourcesValueList());
+        return new Tail(channel, false, request.getCursor(), request.getHeartbeatInterval(), check,
+                cursor -> blockingV2ServerStreamingCall(
+                        channel, EXECUTION_LOGS, DEFAULT, request.toBuilder().setCursor(cursor).build()));
     }
 
     /** Follows the logs of all executions of a job, one after another, to the JobLogEnd. */
     public Tail tailJob(StreamJobLogsRequest request) {
-        boolean whole = !request.hasTailLines() && !request.hasSinceTime();
-        return new Tail(channel, new Asked(
-                true, request.getCursor(), whole, request.getText(), request.getSourcesValueList(),
-                request.getHeartbeatInterval(),
-                cursor -> new StreamCall(channel, JOB_LOGS, request.toBuilder().setCursor(cursor).build())));
+        boolean whole = !request.hasTailLines() && !request.hasSinceTime() && request.getCursor().isEmpty();
+        LogCheck check = new LogCheck(whole, request.getText(), request.getSourcesValueList());
+        return new Tail(channel, true, request.getCursor(), request.getHeartbeatInterval(), check,
+                cursor -> blockingV2ServerStreamingCall(
+                        channel, getStreamJobLogsMethod(), DEFAULT, request.toBuilder().setCursor(cursor).build()));
     }
 
     /** Makes a call that may be sent twice, and repeats it while the error may pass and there is time. */
@@ -120,26 +121,21 @@ public final class FastlaneClient implements AutoCloseable {
             try {
                 return method.apply(jobs);
             } catch (StatusRuntimeException error) {
-                FastlaneException last = FastlaneException.of(error);
+                FastlaneException last = FastlaneException.of(error.getStatus(), error.getTrailers());
                 // The end of the time does not say why: the failure before it does.
-                failure = last.code() == Status.Code.DEADLINE_EXCEEDED && failure != null ? failure : last;
-                Duration pause = failure.pause(failures);
-                boolean late = deadline.timeRemaining(NANOSECONDS) < pause.toNanos();
-                if (!failure.isPassing() || late || channel.isShutdown()) {
-                    throw failure;
-                }
-                // gRPC's own pauses between connects grow to two minutes.
-                channel.resetConnectBackoff();
-                sleep(pause);
+                failure = last.code() == DEADLINE_EXCEEDED && failure != null ? failure : last;
             }
-        }
-    }
-
-    private static void sleep(Duration pause) {
-        try {
-            NANOSECONDS.sleep(pause.toNanos());
-        } catch (InterruptedException interrupt) {
-            throw FastlaneException.ofInterrupt();
+            long pauseNanos = failure.pause(failures).toNanos();
+            if (!failure.isPassing() || deadline.timeRemaining(NANOSECONDS) < pauseNanos || channel.isShutdown()) {
+                throw failure;
+            }
+            // gRPC's own pauses between connects grow to two minutes.
+            channel.resetConnectBackoff();
+            try {
+                NANOSECONDS.sleep(pauseNanos);
+            } catch (InterruptedException interrupt) {
+                throw FastlaneException.ofInterrupt();
+            }
         }
     }
 }

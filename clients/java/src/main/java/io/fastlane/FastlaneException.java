@@ -16,7 +16,7 @@ import com.google.rpc.ErrorInfo;
 import com.google.rpc.RetryInfo;
 import io.grpc.Metadata;
 import io.grpc.Status;
-import io.grpc.StatusRuntimeException;
+import io.grpc.protobuf.StatusProto;
 import java.time.Duration;
 import java.util.EnumSet;
 import java.util.List;
@@ -29,8 +29,6 @@ import javax.net.ssl.SSLHandshakeException;
 /** A call that failed: refused by the server, or interrupted on the way. */
 public final class FastlaneException extends RuntimeException {
     private static final long serialVersionUID = 1L;
-    private static final Metadata.Key<byte[]> DETAILS =
-            Metadata.Key.of("grpc-status-details-bin", Metadata.BINARY_BYTE_MARSHALLER);
     private static final Duration FIRST_PAUSE = Duration.ofMillis(100);
     private static final Duration LONGEST_PAUSE = Duration.ofSeconds(5);
     /** What a server asks for may be any number. */
@@ -47,30 +45,6 @@ public final class FastlaneException extends RuntimeException {
     FastlaneException(Status.Code code, String message) {
         super(message);
         this.code = code;
-    }
-
-    /** An error with what the trailers of the call say. Details that cannot be read are none: the code is enough. */
-    private FastlaneException(Status.Code code, String message, StatusRuntimeException cause) {
-        super(message, cause);
-        this.code = code;
-        try {
-            byte[] packed = cause.getTrailers() == null ? null : cause.getTrailers().get(DETAILS);
-            for (Any detail : com.google.rpc.Status.parseFrom(packed == null ? new byte[0] : packed).getDetailsList()) {
-                take(detail);
-            }
-        } catch (InvalidProtocolBufferException unreadable) {
-            addSuppressed(unreadable);
-        }
-    }
-
-    private void take(Any detail) throws InvalidProtocolBufferException {
-        if (detail.is(ErrorInfo.class) && detail.unpack(ErrorInfo.class).getDomain().equals("fastlane")) {
-            info = detail.unpack(ErrorInfo.class);
-        } else if (detail.is(BadRequest.class)) {
-            fields = detail.unpack(BadRequest.class);
-        } else if (detail.is(RetryInfo.class)) {
-            retry = detail.unpack(RetryInfo.class);
-        }
     }
 
     /** Returns the status code of gRPC. DATA_LOSS: a log is not what the server says it is; found by the client. */
@@ -128,18 +102,36 @@ public final class FastlaneException extends RuntimeException {
         return new FastlaneException(CANCELLED, "the thread was interrupted");
     }
 
-    /** Returns the error of a failed call. */
-    static FastlaneException of(StatusRuntimeException error) {
-        Status.Code code = error.getStatus().getCode();
-        String description = error.getStatus().getDescription();
-        String message = description == null ? code.name() : description;
+    /** Returns the error of a failed call. Details that cannot be read are none: the code is enough. */
+    static FastlaneException of(Status status, Metadata trailers) {
+        Status.Code code = status.getCode();
+        String message = status.getDescription() == null ? code.name() : status.getDescription();
         // gRPC says "io exception", and only its cause that the connection was refused.
-        for (Throwable cause = error.getStatus().getCause(); cause != null; cause = cause.getCause()) {
+        for (Throwable cause = status.getCause(); cause != null; cause = cause.getCause()) {
             String words = String.valueOf(cause.getMessage());
             message = message.contains(words) ? message : message + ": " + words;
             // A handshake that failed does not pass by itself.
             code = cause instanceof SSLHandshakeException ? UNAUTHENTICATED : code;
         }
-        return new FastlaneException(code, message, error);
+        FastlaneException error = new FastlaneException(code, message);
+        error.initCause(status.getCause());
+        try {
+            for (Any detail : StatusProto.fromStatusAndTrailers(status, trailers).getDetailsList()) {
+                error.take(detail);
+            }
+        } catch (InvalidProtocolBufferException | IllegalArgumentException unreadable) {
+            error.addSuppressed(unreadable);
+        }
+        return error;
+    }
+
+    private void take(Any detail) throws InvalidProtocolBufferException {
+        if (detail.is(ErrorInfo.class) && detail.unpack(ErrorInfo.class).getDomain().equals("fastlane")) {
+            info = detail.unpack(ErrorInfo.class);
+        } else if (detail.is(BadRequest.class)) {
+            fields = detail.unpack(BadRequest.class);
+        } else if (detail.is(RetryInfo.class)) {
+            retry = detail.unpack(RetryInfo.class);
+        }
     }
 }

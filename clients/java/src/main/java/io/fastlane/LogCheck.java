@@ -1,5 +1,7 @@
 package io.fastlane;
 
+import static io.grpc.Status.Code.DATA_LOSS;
+
 import com.google.protobuf.ByteString;
 import io.fastlane.v1.JobLogExecution;
 import io.fastlane.v1.LogChunk;
@@ -8,7 +10,6 @@ import io.fastlane.v1.LogGap;
 import io.fastlane.v1.LogState;
 import io.fastlane.v1.LogTotals;
 import io.fastlane.v1.StreamJobLogsResponse;
-import io.grpc.Status;
 import java.util.HashMap;
 import java.util.List;
 import java.util.Map;
@@ -16,17 +17,19 @@ import java.util.zip.CRC32;
 
 /** The bytes that came of the current execution: no offset may be repeated or missing, and the totals have to agree. */
 final class LogCheck {
-    private final Asked asked;
+    private final boolean text;
+    private final List<Integer> sources;
+    private final Map<Integer, Position> positions = new HashMap<>();
     private String executionId = "";
     private LogState state;
     private boolean ended;
     /** Whether the log of the execution is read from its first byte. */
     private boolean whole;
-    private Map<Integer, Position> positions = new HashMap<>();
 
-    LogCheck(Asked asked) {
-        this.asked = asked;
-        this.whole = asked.whole();
+    LogCheck(boolean whole, boolean text, List<Integer> sources) {
+        this.whole = whole;
+        this.text = text;
+        this.sources = sources.isEmpty() ? List.of(1, 2, 3) : sources;
     }
 
     /**
@@ -55,79 +58,68 @@ final class LogCheck {
         executionId = start.getExecution().getId();
         state = null;
         ended = false;
-        positions = new HashMap<>();
+        positions.clear();
         return start;
     }
 
     private LogGap skip(LogGap gap) {
-        Position at = advance(gap.getSourceValue(), gap.getOffset(), ByteString.EMPTY);
-        at.offset += gap.getMissingBytes();
-        at.whole = false;
+        advance(gap.getSourceValue(), gap.getOffset(), ByteString.EMPTY);
+        Position at = position(gap.getSourceValue());
+        positions.put(gap.getSourceValue(), new Position(at.offset + gap.getMissingBytes(), false, at.sum));
         return gap;
     }
 
     private LogState change(LogState now) {
-        boolean changed = !now.equals(state);
+        LogState before = state;
         state = now;
-        return changed ? now : null;
+        return now.equals(before) ? null : now;
     }
 
     private LogEnd finish(LogEnd end) {
-        if (ended) {
-            return null;
-        }
-        verify(end);
+        boolean told = ended;
         ended = true;
-        return end;
+        if (!told && end.getSealed() && !text) {
+            sources.forEach(source -> verify(source, end));
+        }
+        return told ? null : end;
     }
 
     /** Moves the position of the source, which has to be at this offset. Text may leap, but never goes back. */
-    private Position advance(int source, long offset, ByteString data) {
+    private void advance(int source, long offset, ByteString data) {
         Position at = position(source);
-        if (at.offset >= 0 && offset != at.offset && !(asked.text() && offset > at.offset)) {
+        if (at.offset >= 0 && offset != at.offset && !(text && offset > at.offset)) {
             throw inconsistent(source, "byte %d, expected byte %d".formatted(offset, at.offset));
         }
-        at.offset = offset + data.size();
         at.sum.update(data.asReadOnlyByteBuffer());
-        return at;
+        positions.put(source, new Position(offset + data.size(), at.whole, at.sum));
     }
 
-    /** Compares what came of an execution with what the server has. */
-    private void verify(LogEnd end) {
-        if (!end.getSealed() || asked.text()) {
-            return;
-        }
-        for (int source : asked.sources()) {
-            LogTotals has = end.getTotalsList().stream()
-                    .filter(totals -> totals.getSourceValue() == source)
-                    .findFirst().orElse(LogTotals.getDefaultInstance());
-            Position at = position(source);
-            boolean changed = at.whole && has.hasCrc32() && (int) at.sum.getValue() != has.getCrc32();
-            if ((at.offset >= 0 && at.offset != has.getBytes()) || changed) {
-                throw inconsistent(source, "%d bytes with checksum %08x came, the server has %d with %08x"
-                        .formatted(at.offset, at.sum.getValue(), has.getBytes(), has.getCrc32()));
-            }
+    /** Compares what came of a source with what the server has. */
+    private void verify(int source, LogEnd end) {
+        LogTotals has = end.getTotalsList().stream().filter(totals -> totals.getSourceValue() == source)
+                .findFirst().orElse(LogTotals.getDefaultInstance());
+        Position at = position(source);
+        boolean changed = at.whole && has.hasCrc32() && (int) at.sum.getValue() != has.getCrc32();
+        if ((at.offset >= 0 && at.offset != has.getBytes()) || changed) {
+            throw inconsistent(source, "%d bytes with checksum %08x came, the server has %d with %08x"
+                    .formatted(at.offset, at.sum.getValue(), has.getBytes(), has.getCrc32()));
         }
     }
 
     private static FastlaneException inconsistent(int source, String what) {
-        String message = "the log is inconsistent in source %d: %s".formatted(source, what);
-        return new FastlaneException(Status.Code.DATA_LOSS, message);
+        return new FastlaneException(DATA_LOSS, "the log is inconsistent in source %d: %s".formatted(source, what));
     }
 
     private Position position(int source) {
-        return positions.computeIfAbsent(source, each -> new Position(whole));
+        return positions.computeIfAbsent(source, each -> new Position(whole ? 0 : -1, whole, new CRC32()));
     }
 
-    /** The offset of the next byte, or -1 if it is unknown; the checksum of all before it, if they are the whole. */
-    private static final class Position {
-        private final CRC32 sum = new CRC32();
-        private long offset;
-        private boolean whole;
-
-        Position(boolean whole) {
-            this.offset = whole ? 0 : -1;
-            this.whole = whole;
-        }
+    /**
+     * How far a source was read.
+     *
+     * @param offset of the next byte; -1: unknown
+     * @param whole whether the sum is of all bytes before it
+     */
+    private record Position(long offset, boolean whole, CRC32 sum) {
     }
 }

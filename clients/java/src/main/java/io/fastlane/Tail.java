@@ -1,16 +1,24 @@
 package io.fastlane;
 
+import static io.grpc.Status.Code.UNAVAILABLE;
+import static java.util.concurrent.TimeUnit.MILLISECONDS;
 import static java.util.concurrent.TimeUnit.NANOSECONDS;
 
+import com.google.protobuf.Duration;
 import io.fastlane.v1.JobLogEnd;
 import io.fastlane.v1.LogEnd;
 import io.fastlane.v1.StreamJobLogsResponse;
 import io.grpc.ManagedChannel;
-import java.time.Duration;
+import io.grpc.StatusException;
+import io.grpc.stub.BlockingClientCall;
+import java.util.ArrayDeque;
 import java.util.Iterator;
 import java.util.List;
-import java.util.NoSuchElementException;
+import java.util.Optional;
+import java.util.Queue;
 import java.util.concurrent.CountDownLatch;
+import java.util.concurrent.TimeoutException;
+import java.util.function.Function;
 
 /**
  * A log, live or stored: {@code for (Message message : tail)}. It ends after its LogEnd or JobLogEnd, or throws a
@@ -20,24 +28,32 @@ import java.util.concurrent.CountDownLatch;
  */
 public final class Tail implements Iterable<Message>, Iterator<Message>, AutoCloseable {
     private final ManagedChannel channel;
-    private final Asked asked;
+    private final boolean ofJob;
     private final LogCheck check;
+    private final Function<String, BlockingClientCall<?, StreamJobLogsResponse>> open;
+    /** A call without a message for so long is dead. */
+    private final long silenceMillis;
     private final CountDownLatch closed = new CountDownLatch(1);
-    private volatile StreamCall call;
+    private final Queue<Message> ready = new ArrayDeque<>();
+    private volatile BlockingClientCall<?, StreamJobLogsResponse> call;
     private String cursor;
-    private Message next;
     /** The time before the next call. */
-    private Duration pause = Duration.ZERO;
+    private long pauseNanos;
     /** The interruptions without progress. */
     private int failures;
     /** The messages of this call. */
     private int received;
 
-    Tail(ManagedChannel channel, Asked asked) {
+    Tail(ManagedChannel channel, boolean ofJob, String cursor, Duration heartbeat, LogCheck check,
+            Function<String, BlockingClientCall<?, StreamJobLogsResponse>> open) {
         this.channel = channel;
-        this.asked = asked;
-        this.check = new LogCheck(asked);
-        this.cursor = asked.cursor();
+        this.ofJob = ofJob;
+        this.cursor = cursor;
+        this.check = check;
+        this.open = open;
+        long interval = heartbeat.getSeconds() * 1000 + heartbeat.getNanos() / 1_000_000;
+        // An interval that is too short is for the server to refuse: its answer needs a moment.
+        this.silenceMillis = interval == 0 ? 30_000 : Math.max(300, 3 * interval);
     }
 
     @Override
@@ -47,25 +63,33 @@ public final class Tail implements Iterable<Message>, Iterator<Message>, AutoClo
 
     @Override
     public boolean hasNext() {
-        try {
-            while (next == null && closed.getCount() > 0) {
-                next = advance();
+        while (ready.isEmpty() && closed.getCount() > 0) {
+            try {
+                if (call == null) {
+                    begin();
+                } else {
+                    // A dead connection says nothing: only the time in which this waits counts.
+                    take(call.read(silenceMillis, MILLISECONDS));
+                }
+            } catch (TimeoutException silence) {
+                String message = "no message for " + silenceMillis / 1000.0 + " s, not even a heartbeat";
+                interrupt(new FastlaneException(UNAVAILABLE, message));
+            } catch (StatusException failure) {
+                interrupt(FastlaneException.of(failure.getStatus(), failure.getTrailers()));
+            } catch (FastlaneException failure) {
+                interrupt(failure);
+            } catch (InterruptedException interrupt) {
+                close();
+                throw FastlaneException.ofInterrupt();
             }
-        } catch (InterruptedException interrupt) {
-            close();
-            throw FastlaneException.ofInterrupt();
         }
-        return next != null;
+        return !ready.isEmpty();
     }
 
     @Override
     public Message next() {
-        if (!hasNext()) {
-            throw new NoSuchElementException("the tail is over");
-        }
-        Message message = next;
-        next = null;
-        return message;
+        hasNext();
+        return ready.remove();
     }
 
     /** Ends the call. */
@@ -76,63 +100,50 @@ public final class Tail implements Iterable<Message>, Iterator<Message>, AutoClo
     }
 
     private void cancel() {
-        StreamCall last = call;
-        if (last != null) {
-            last.cancel();
-        }
+        Optional.ofNullable(call).ifPresent(last -> last.cancel("the reader left", null));
     }
 
-    /** Returns the next message to tell, or null if what came is not to be told. */
-    private Message advance() throws InterruptedException {
-        try {
-            return call == null ? begin() : receive();
-        } catch (FastlaneException failure) {
-            return interrupted(failure);
-        }
-    }
-
-    private Message begin() throws InterruptedException {
-        if (!closed.await(pause.toNanos(), NANOSECONDS)) {
+    private void begin() throws InterruptedException {
+        if (!closed.await(pauseNanos, NANOSECONDS)) {
             // gRPC's own pauses between connects grow to two minutes.
             channel.resetConnectBackoff();
             received = 0;
-            call = asked.open().apply(cursor);
+            call = open.apply(cursor);
         }
         // Whoever closed this before there was a call could not end it.
         if (closed.getCount() == 0) {
             cancel();
         }
-        return null;
     }
 
-    private Message receive() throws InterruptedException {
-        StreamJobLogsResponse response = call.receive(asked.silence());
+    private void take(StreamJobLogsResponse response) {
+        if (response == null) {
+            throw new FastlaneException(UNAVAILABLE, "the stream ended early, without an end");
+        }
         // The first message of a call comes before anything is read: only the second one is progress.
-        received++;
-        failures = received > 1 ? 0 : failures;
+        failures = received++ > 0 ? 0 : failures;
         Object event = check.take(response);
         cursor = response.getCursor();
-        if (event instanceof JobLogEnd || (event instanceof LogEnd && !asked.ofJob())) {
+        if (event != null || response.getChunksCount() > 0) {
+            ready.add(new Message(response.getChunksList(), event, cursor));
+        }
+        if (event instanceof JobLogEnd || (event instanceof LogEnd && !ofJob)) {
             close();
         }
-        boolean tells = event != null || response.getChunksCount() > 0;
-        return tells ? new Message(response.getChunksList(), event, cursor) : null;
     }
 
-    /** Returns the interruption as a message if the tail resumes after it. */
-    private Message interrupted(FastlaneException failure) {
-        boolean left = closed.getCount() == 0;
+    /** Tells an interruption if the tail resumes after it. */
+    private void interrupt(FastlaneException failure) {
         cancel();
         call = null;
-        if (left) {
-            return null;
+        if (closed.getCount() == 0) {
+            return;
         }
         if (!failure.isResumable() || channel.isShutdown()) {
             close();
             throw failure;
         }
-        pause = failure.pause(failures);
-        failures++;
-        return new Message(List.of(), failure, cursor);
+        pauseNanos = failure.pause(failures++).toNanos();
+        ready.add(new Message(List.of(), failure, cursor));
     }
 }

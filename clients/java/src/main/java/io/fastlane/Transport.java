@@ -5,6 +5,8 @@ import static io.fastlane.Option.TLS_CERT;
 import static io.fastlane.Option.TLS_KEY;
 import static io.fastlane.Option.TOKEN;
 import static io.fastlane.Option.TOKEN_FILE;
+import static io.grpc.Metadata.ASCII_STRING_MARSHALLER;
+import static io.grpc.Status.Code.UNAUTHENTICATED;
 
 import io.grpc.CallOptions;
 import io.grpc.Channel;
@@ -15,7 +17,6 @@ import io.grpc.InsecureChannelCredentials;
 import io.grpc.ManagedChannelBuilder;
 import io.grpc.Metadata;
 import io.grpc.MethodDescriptor;
-import io.grpc.Status;
 import io.grpc.TlsChannelCredentials;
 import io.grpc.stub.MetadataUtils;
 import java.io.File;
@@ -23,27 +24,23 @@ import java.io.IOException;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.Collections;
-import java.util.EnumSet;
 import java.util.Map;
 import java.util.Set;
 
 /** The channel that options ask for: with TLS, with a token in each call. */
 record Transport(Map<Option, String> options) {
-    private static final Metadata.Key<String> AUTHORIZATION =
-            Metadata.Key.of("authorization", Metadata.ASCII_STRING_MARSHALLER);
-
-    private static final Set<Option> TLS = EnumSet.of(TLS_CA, TLS_CERT, TLS_KEY);
+    private static final Metadata.Key<String> AUTHORIZATION = Metadata.Key.of("authorization", ASCII_STRING_MARSHALLER);
 
     ManagedChannelBuilder<?> builder(String address) {
         try {
             return Grpc.newChannelBuilder(address, credentials()).intercept(this::withToken);
         } catch (IOException | RuntimeException unusable) {
-            throw refused("TLS: " + unusable.getMessage());
+            throw new FastlaneException(UNAUTHENTICATED, "TLS: " + unusable.getMessage());
         }
     }
 
     private ChannelCredentials credentials() throws IOException {
-        if (Collections.disjoint(options.keySet(), TLS)) {
+        if (Collections.disjoint(options.keySet(), Set.of(TLS_CA, TLS_CERT, TLS_KEY))) {
             return InsecureChannelCredentials.create();
         }
         if (options.containsKey(TLS_CERT) != options.containsKey(TLS_KEY)) {
@@ -60,7 +57,11 @@ record Transport(Map<Option, String> options) {
     }
 
     private <Q, R> ClientCall<Q, R> withToken(MethodDescriptor<Q, R> method, CallOptions call, Channel channel) {
-        String token = token();
+        String file = options.get(TOKEN_FILE);
+        String token = (file == null ? options.getOrDefault(TOKEN, "") : read(file)).strip();
+        if (!token.chars().allMatch(each -> each >= ' ' && each <= '~')) {
+            throw new FastlaneException(UNAUTHENTICATED, "a token has printable characters of ASCII only");
+        }
         Metadata headers = new Metadata();
         if (!token.isEmpty()) {
             headers.put(AUTHORIZATION, "Bearer " + token);
@@ -68,20 +69,11 @@ record Transport(Map<Option, String> options) {
         return MetadataUtils.newAttachHeadersInterceptor(headers).interceptCall(method, call, channel);
     }
 
-    private String token() {
+    private static String read(String file) {
         try {
-            String file = options.get(TOKEN_FILE);
-            String token = (file == null ? options.getOrDefault(TOKEN, "") : Files.readString(Path.of(file))).strip();
-            if (token.chars().allMatch(each -> each >= ' ' && each <= '~')) {
-                return token;
-            }
+            return Files.readString(Path.of(file));
         } catch (IOException unreadable) {
-            throw refused("TOKEN_FILE: " + unreadable.getMessage());
+            throw new FastlaneException(UNAUTHENTICATED, "TOKEN_FILE: " + unreadable.getMessage());
         }
-        throw refused("a token has printable characters of ASCII only");
-    }
-
-    private static FastlaneException refused(String message) {
-        return new FastlaneException(Status.Code.UNAUTHENTICATED, message);
     }
 }

@@ -1,5 +1,6 @@
 package io.fastlane;
 
+import com.google.gson.Gson;
 import com.google.gson.GsonBuilder;
 import com.google.protobuf.ByteString;
 import com.google.protobuf.Duration;
@@ -16,12 +17,14 @@ import io.fastlane.v1.LogState;
 import io.fastlane.v1.Source;
 import io.fastlane.v1.StreamExecutionLogsRequest;
 import io.fastlane.v1.StreamJobLogsRequest;
-import java.io.FileDescriptor;
-import java.io.FileOutputStream;
+import java.io.BufferedReader;
 import java.io.IOException;
+import java.io.InputStreamReader;
 import java.io.OutputStream;
+import java.nio.charset.StandardCharsets;
 import java.nio.file.Files;
 import java.nio.file.Path;
+import java.nio.file.StandardOpenOption;
 import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.EnumMap;
@@ -38,8 +41,8 @@ final class Conformance {
 
     private final Map<String, String> options = new HashMap<>();
     private final List<String> args = new ArrayList<>();
-    private final OutputStream stdout = new FileOutputStream(FileDescriptor.out);
-    private final OutputStream stderr = new FileOutputStream(FileDescriptor.err);
+    private OutputStream stdout;
+    private OutputStream stderr;
 
     /** The report. */
     private final Map<String, Object> told = new HashMap<>();
@@ -48,10 +51,14 @@ final class Conformance {
     private final List<String> executions = new ArrayList<>();
     private int disconnects;
 
-    public static void main(String[] words) throws IOException {
-        // gRPC logs to stderr, which has the bytes of the job.
+    public static void main(String[] none) throws IOException {
+        // gRPC logs to stderr.
         LogManager.getLogManager().reset();
-        System.exit(new Conformance(Arrays.asList(words).subList(1, words.length)).report(words[0]));
+        BufferedReader calls = new BufferedReader(new InputStreamReader(System.in, StandardCharsets.UTF_8));
+        for (String line = calls.readLine(); line != null; line = calls.readLine()) {
+            List<String> call = Arrays.asList(new Gson().fromJson(line, String[].class));
+            System.out.println(new Conformance(call.subList(1, call.size())).report(call.get(0)));
+        }
     }
 
     private Conformance(List<String> words) {
@@ -66,7 +73,9 @@ final class Conformance {
 
     private int report(String operation) throws IOException {
         int status = FAILED;
-        try (FastlaneClient client = client()) {
+        try (OutputStream out = output("stdout"); OutputStream err = output("stderr"); FastlaneClient client = client()) {
+            stdout = out;
+            stderr = err;
             status = run(operation, client);
         } catch (FastlaneException failure) {
             told.put("error", error(failure));
@@ -74,6 +83,10 @@ final class Conformance {
         told.putAll(Map.of("gaps", gaps, "states", states, "executions", executions, "disconnects", disconnects));
         Files.writeString(Path.of(options.get("report")), new GsonBuilder().serializeNulls().create().toJson(told));
         return status;
+    }
+
+    private OutputStream output(String name) throws IOException {
+        return Files.newOutputStream(Path.of(options.get(name)), StandardOpenOption.WRITE);
     }
 
     private FastlaneClient client() {
