@@ -9,7 +9,7 @@ from datetime import datetime
 from enum import Enum
 from typing import Any, BinaryIO, Protocol, TypeAlias
 
-from fastlane_grpc.model import Assignment, Execution, Reason
+from fastlane_grpc.model import Assignment, Execution, Reason, Usage
 
 # -- errors
 
@@ -302,6 +302,12 @@ class Backend(Protocol):
 
     def inspect(self, handle: Handle) -> Container | None:
         """Return the state of the container; None if there is no such container."""
+
+    def usage(self, handle: Handle) -> Usage | None:
+        """Return what a running container has used so far. Answers within seconds.
+
+        None: the container does not run, or the backend does not tell.
+        """
 
     def find(self, execution: Execution) -> Container | None:
         """Return the container with the execution's name, if there is one. Raises CannotRun if it is another's."""

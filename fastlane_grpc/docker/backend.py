@@ -31,7 +31,8 @@ from fastlane_grpc.docker.engine_errors import EngineRefuses, container_gone
 from fastlane_grpc.docker.events import DockerEvents
 from fastlane_grpc.docker.handle import DockerHandle, unpacked
 from fastlane_grpc.docker.images import DockerPull
-from fastlane_grpc.model import NOTHING_ALLOWED, Allowed, Assignment, Execution, JobSpec, Reason
+from fastlane_grpc.docker.usage import usage_of
+from fastlane_grpc.model import NOTHING_ALLOWED, Allowed, Assignment, Execution, JobSpec, Reason, Usage
 from fastlane_grpc.secrets import RegistryCredentials
 
 
@@ -133,6 +134,10 @@ class DockerBackend:
 
     def inspect(self, handle: Handle) -> Container | None:
         return self.engine.inspect(handle.container_id)
+
+    def usage(self, handle: Handle) -> Usage | None:
+        stats = self.engine.stats(handle.container_id)
+        return usage_of(stats) if stats else None
 
     def find(self, execution: Execution) -> Container | None:
         name = container_name(execution.id)

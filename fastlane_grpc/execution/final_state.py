@@ -63,8 +63,8 @@ def usage_of(trailer: Trailer) -> Usage | None:
     facts: Any = trailer.facts.get("usage")
     if not isinstance(facts, Mapping):
         return None
-    cpu_us, *rest = (_count(facts.get(name)) for name in _COUNTS)
-    return Usage(None if cpu_us is None else timedelta(microseconds=cpu_us), *rest)
+    cpu_us, peak_memory, read, written = (_count(facts.get(name)) for name in _COUNTS)
+    return Usage(None if cpu_us is None else timedelta(microseconds=cpu_us), peak_memory, read, written)
 
 
 _COUNTS = ("cpu_us", "peak_memory_bytes", "read_bytes", "written_bytes")

@@ -34,7 +34,7 @@ from fastlane_grpc.kubernetes.pod_body import (
 )
 from fastlane_grpc.kubernetes.pod_events import PodEvents
 from fastlane_grpc.kubernetes.pod_state import PodHandle, container_of, execution_of, handle_of
-from fastlane_grpc.model import Assignment, Execution, Reason
+from fastlane_grpc.model import Assignment, Execution, Reason, Usage
 
 # A grace of 0 would take the pod from the API server while its containers may run on; the node is asked instead.
 _AT_ONCE_SECONDS = 1
@@ -116,6 +116,9 @@ class KubernetesBackend:
     def inspect(self, handle: Handle) -> Container | None:
         pod = self._own(PodHandle.unpacked(handle.text))
         return None if pod is None else container_of(pod)
+
+    def usage(self, handle: Handle) -> Usage | None:
+        return None
 
     def find(self, execution: Execution) -> Container | None:
         name = pod_name(execution.id)
