@@ -73,7 +73,7 @@ class RelayServer:
                 ("grpc.so_reuseport", 0),
             ]
         )
-        method = grpc.stream_stream_rpc_method_handler(self._copy)
+        method: grpc.RpcMethodHandler[bytes, bytes] = grpc.stream_stream_rpc_method_handler(self._copy)
         self._server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler(SERVICE, {"Copy": method})])
 
     async def start(self, address: str, credentials: "grpc.ServerCredentials | None" = None) -> int:
