@@ -24,7 +24,7 @@ from fastlane_grpc.debugging import DebugDump, RecentLines, block_signals
 from fastlane_grpc.dispatcher import LONGEST_SLEEP_SECONDS, Dispatcher
 from fastlane_grpc.docker import CaptureChoice, DockerBackend, DockerCaptures, Engine, capture_without_engine
 from fastlane_grpc.errors import CannotServe, ServerFailed, StoreFailed
-from fastlane_grpc.execution import BackendRunner, Host, RemovedHostRunner, Step, Sweeper, callers_trace
+from fastlane_grpc.execution import BackendRunner, Host, RemovedHostRunner, Step, Sweeper, UsageSampler, callers_trace
 from fastlane_grpc.health_socket import open_health_socket
 from fastlane_grpc.http.limits import HttpLimits
 from fastlane_grpc.inputs import InputFiles
@@ -411,6 +411,8 @@ class Server:
         parts.callback(inputs.close)
         outputs = OutputReader(self.logs)
         parts.callback(outputs.close)
+        usage = UsageSampler(self.hosts)
+        parts.callback(usage.close)
         self.service = Service(
             self.store,
             self.tails,
@@ -420,6 +422,7 @@ class Server:
             self.watches,
             inputs,
             outputs,
+            usage,
             Receivers(
                 has_mail=bool(self.settings.smtp_host),
                 has_key=self.signing_keys.has,

@@ -9,7 +9,7 @@ from datetime import datetime
 from enum import Enum
 from typing import Any, BinaryIO, Protocol, TypeAlias
 
-from fastlane_grpc.model import Assignment, Execution, Reason
+from fastlane_grpc.model import Assignment, Execution, Reason, Usage
 
 # -- errors
 
@@ -31,7 +31,7 @@ class Diagnosis:
     """The message of a backend that refused a request or gave up a start, and its meaning.
 
     `text` is the message without the names of inner parts, `advice` the same with what to do about it.
-    `command_reason` is the reason if the message is about the job's command.
+    `command_reason` is the reason if the message is about the job's command, `image_reason` if it is about the image.
     """
 
     message: str
@@ -39,6 +39,7 @@ class Diagnosis:
     advice: str
     refusal: RefusalKind
     command_reason: Reason | None = None
+    image_reason: Reason | None = None
 
     @property
     def passes(self) -> bool:
@@ -111,10 +112,22 @@ class Handle:
 
 
 @dataclass(frozen=True, slots=True)
+class StartWait:
+    """The wait of a container between its start and its beginning: for a node as long as `node` is empty.
+
+    `text`: why it waits, in the backend's words; empty if there is nothing to tell.
+    """
+
+    node: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
 class Container:
     """The state of a container at the time of the call. `start_time` is None for a container that never ran.
 
-    `start_failure` is set if the backend gave up the start of the container.
+    `start_failure` is set if the backend gave up the start of the container, or fails to start it for now. `start_wait`
+    is set if the start was accepted, and the container has not begun.
     """
 
     handle: Handle
@@ -129,6 +142,7 @@ class Container:
     end_time: datetime | None
     # The program that the container or its recorder runs; None: unknown.
     program: str | None = None
+    start_wait: StartWait | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +178,9 @@ class Info:
 
 @dataclass(frozen=True, slots=True)
 class ContainerEvent:
-    """A container of an execution was started or let go on (`died` is false), or its main process ended.
+    """The main process of a container ended, or (`died` is false) it was started or let go on.
+
+    A container that waits for its start for another reason than before has an event of the second kind, too.
 
     `time_ns` is the time by the backend's clock. `exit_code` is None if the backend does not tell.
     """
@@ -225,9 +241,13 @@ class Backend(Protocol):
     Every method may be called from any thread. Every method raises BackendDown, and BackendRefuses with what its
     docstring names. A container is created, then started once. A backend whose containers start at their creation
     (Kubernetes) creates them with a gate, and `start` removes the gate.
+
+    `starts_at_once`: a container runs when `start` returns. Otherwise it may wait for a node or its image first, and a
+    start that is sent again changes nothing.
     """
 
     address: str
+    starts_at_once: bool
 
     # -- images
 
@@ -274,8 +294,20 @@ class Backend(Protocol):
         Raises ContainerGone.
         """
 
+    def revoke(self, handle: Handle) -> bool:
+        """Remove a container that was started and has no node yet. True: it did not run, and never will.
+
+        False: it has a node, is gone, or was changed just now.
+        """
+
     def inspect(self, handle: Handle) -> Container | None:
         """Return the state of the container; None if there is no such container."""
+
+    def usage(self, handle: Handle) -> Usage | None:
+        """Return what a running container has used so far. Answers within seconds.
+
+        None: the container does not run, or the backend does not tell.
+        """
 
     def find(self, execution: Execution) -> Container | None:
         """Return the container with the execution's name, if there is one. Raises CannotRun if it is another's."""

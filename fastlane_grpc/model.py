@@ -557,12 +557,17 @@ class LogTotals:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """The resources that a container used, as the kernel counted. None: the kernel does not tell."""
+    """The resources that a container used, as the kernel counted. None: the kernel does not tell.
+
+    `memory_bytes` and `time`, when it was counted, are of a container that runs.
+    """
 
     cpu_time: timedelta | None = None
     peak_memory_bytes: int | None = None
     read_bytes: int | None = None
     written_bytes: int | None = None
+    memory_bytes: int | None = None
+    time: datetime | None = None
 
 
 class OutputsFault(IntEnum):

@@ -14,6 +14,7 @@ from grpc_status import rpc_status
 from fastlane_grpc.api import Inputs, OutputReader, Service
 from fastlane_grpc.app import Server
 from fastlane_grpc.errors import HostNotFound
+from fastlane_grpc.execution import UsageSampler
 from fastlane_grpc.inputs import InputFiles
 from fastlane_grpc.model import Execution, HostReport, Outcome, Reason, State, Stop, WaitReason, utc_now
 from fastlane_grpc.record import RecordWriter
@@ -91,6 +92,7 @@ class RpcHarness(Parts):
             self.watches,
             self.inputs,
             OutputReader(self.logs),
+            UsageSampler([]),
         )
         self.listeners.append(self.service.job_watches.changed)
         self.server = self.rpc = RpcServer(self.service, self.settings)

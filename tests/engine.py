@@ -205,9 +205,7 @@ class EngineHarness:
         self.store = Store.open(self.directory, on_commit=self._committed, loop=self.loop)
         self.logs = Logs(self.directory / "logs")
         self.changed = threading.Condition()
-        self.engine = Engine(self.address, certificates=self._certificates)
-        probed.prepare(self.directory)
-        self.host = Host("local", self.backend("local"), self.captures(self.capture), ping_seconds=1)
+        self.host = self.connect()
         self.host.start(self._host_changed)
         self.wait_until(lambda: self.host.up)
         probed.learn(self.directory)
@@ -222,6 +220,12 @@ class EngineHarness:
             retry_seconds=self.retry_seconds,
             step=self._step,
         )
+
+    def connect(self) -> Host:
+        """Return the host, which does not listen yet."""
+        self.engine = Engine(self.address, certificates=self._certificates)
+        probed.prepare(self.directory)
+        return Host("local", self.backend("local"), self.captures(self.capture), ping_seconds=1)
 
     def backend(self, host: str) -> DockerBackend:
         return DockerBackend(
@@ -246,14 +250,17 @@ class EngineHarness:
         for going in self.going.values():
             going.mailbox.put(LeaveCommand())
         self.threads.shutdown(wait=True)
-        # Past whatever stands between this harness and the engine.
-        engine = Engine(self._engine)
-        for container_id in engine.containers(self.store.instance):
-            engine.remove(container_id, force=True)
+        self.remove_all()
         self.close_floors()
         self.loop.call_soon_threadsafe(self.loop.stop)
         self._loop_thread.join()
         self.loop.close()
+
+    def remove_all(self) -> None:
+        """Remove what this harness left on the engine, past whatever stands between the two."""
+        engine = Engine(self._engine)
+        for container_id in engine.containers(self.store.instance):
+            engine.remove(container_id, force=True)
 
     def wait_until(self, true: Callable[[], bool]) -> None:
         with self.changed:

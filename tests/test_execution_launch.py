@@ -199,7 +199,7 @@ def test_a_start_of_unknown_fate_is_repeated_only_if_the_record_proves_it_safe(
         assert starts(doubtful, began) == 1
     else:
         assert (execution.state, outcome(execution).reason) == (State.LOST, Reason.START_UNKNOWN)
-        assert "lost touch with its runtime" in outcome(execution).detail
+        assert "what became of the start" in outcome(execution).detail
         assert starts(doubtful, began) == 0
     assert not doubtful.engine.containers(doubtful.store.instance)
 

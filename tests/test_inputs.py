@@ -21,6 +21,7 @@ from fastlane_grpc.model import Input as ModelInput
 from fastlane_grpc.model import utc_now
 from fastlane_grpc.v1 import fastlane_pb2 as pb
 from tests.commands import fastlane
+from tests.http_client import Answer, ask
 from tests.reading import outcome, run
 from tests.serving import Server, serving, serving_on
 
@@ -186,7 +187,7 @@ def test_a_directory_with_a_link_that_leaves_it_is_not_packed(tmp_path: Path, ta
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A server that keeps jobs and starts none."""
     data_dir = tmp_path_factory.mktemp("inputs") / "data"
-    with serving(data_dir, engine="unix:///nobody", max_input_bytes="3m") as server:
+    with serving(data_dir, engine="unix:///nobody", max_input_bytes="3m", http_listen="127.0.0.1:0") as server:
         yield server
 
 
@@ -259,6 +260,36 @@ def test_contents_of_a_job_beyond_the_maximum_are_refused(keeping: Client, tmp_p
     refused = fastlane(server, "enqueue", "--input", f"{tmp_path}/large:/large", "busybox")
     assert refused.returncode == 2
     assert b"the inputs take 4.2 MB; the server takes at most 3.1 MB for a job" in refused.stderr
+
+
+async def test_a_content_is_uploaded_over_http_as_it_is(server: Server, tmp_path: Path) -> None:
+    content = os.urandom((2 << 20) + 7)
+    digest = hashlib.sha256(content).hexdigest()
+
+    async def put(body: bytes, sha256: str = digest, **headers: str) -> Answer:
+        headers = {"content_type": "application/octet-stream"} | headers
+        return await ask(server.http_port, "PUT", f"/inputs/{sha256}", body, **headers)
+
+    size = len(content)
+    first = await put(content[:9], content_range=f"bytes 0-8/{size}")
+    assert (first.status, first.json) == (200, {"received_bytes": "9", "complete": False})
+    # Bytes that are stored already, and those after a gap, change nothing.
+    assert (await put(content[20:30], content_range=f"bytes 20-29/{size}")).json == first.json
+    rest = await put(content[5:], content_type="", content_range=f"bytes 5-{size - 1}/{size}")
+    assert rest.json == {"received_bytes": str(size), "complete": True}
+    assert (await put(content)).json == rest.json
+    for body, headers, status, told in (
+        (b"abc", {}, 400, "is not that of the content"),
+        (bytes((3 << 20) + 1), {}, 400, "it must be from 1 to 3145728 (max_input_bytes)"),
+        (b"abc", {"content_range": "bytes 0-1/9"}, 400, "is shorter than the body"),
+        (b"abc", {"content_range": "bytes 3-1/9"}, 400, "must be bytes FIRST-LAST/SIZE"),
+        (b"abc", {"content_encoding": "gzip"}, 415, "the body is encoded as gzip"),
+        (b"3\r\nabc\r\n0\r\n\r\n", {"content_length": "", "transfer_encoding": "chunked"}, 411, "Content-Length"),
+        (b"abc", {"content_type": "text/plain"}, 415, "the body must be JSON"),
+    ):
+        answered = await put(body, hashlib.sha256(content[::-1]).hexdigest(), **headers)
+        assert (answered.status, told in answered.body.decode()) == (status, True), answered.body
+    assert (await put(b"abc", "x")).status == 400
 
 
 def test_an_upload_goes_on_after_the_server_was_killed(tmp_path: Path) -> None:

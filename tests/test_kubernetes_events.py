@@ -116,6 +116,21 @@ def test_a_watch_goes_on_at_the_version_that_it_reached(server: Server) -> None:
     assert watches == ["5", "9", "7", "5"]
 
 
+def test_each_reason_of_a_wait_is_told_once_and_the_start_after_it(server: Server) -> None:
+    def failing(message: str) -> dict[str, Any]:
+        return {"type": "MODIFIED", "object": pod("a", waiting={"reason": "ErrImagePull", "message": message})}
+
+    server.list(pod("a"))
+    server.watch(
+        failing("first"), failing("first"), failing("second"), {"type": "MODIFIED", "object": pod("a", **RUNS)}
+    )
+    server.answers.put(500)
+    events: list[Any] = []
+    with pytest.raises(OSError, match="fails for now"):
+        collect(PodEvents(server.api, "i"), events)
+    assert ends(events) == [("a", False, None)] * 3
+
+
 def test_a_pod_that_is_deleted_has_ended(server: Server) -> None:
     server.list(pod("a", **RUNS), pod("b", **RUNS))
     server.watch({"type": "DELETED", "object": pod("a", **ENDED)}, {"type": "DELETED", "object": pod("b", **RUNS)})

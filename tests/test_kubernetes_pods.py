@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
-from fastlane_grpc.backend import CannotRun, Container, RefusalKind
+from fastlane_grpc.backend import CannotRun, Container, RefusalKind, StartWait
+from fastlane_grpc.execution.final_state import not_started
 from fastlane_grpc.kubernetes.api_errors import ClusterRefuses, refusal_of
-from fastlane_grpc.kubernetes.pod_body import PodSettings, pod_body, pod_name
+from fastlane_grpc.kubernetes.pod_body import START_GATE, PodSettings, pod_body, pod_name
 from fastlane_grpc.kubernetes.pod_state import container_of
 from fastlane_grpc.model import (
     Device,
@@ -194,6 +195,44 @@ def test_a_container_that_waits_for_its_image_says_whether_that_passes(
     assert pod.start_failure.refusal is kind
     assert reason in pod.start_failure.text
     assert not pod.ended
+
+
+@pytest.mark.parametrize(
+    ("waiting", "reason"),
+    [
+        ({"reason": "ErrImagePull", "message": "dial tcp: no such host"}, Reason.REGISTRY_UNAVAILABLE),
+        ({"reason": "ErrImagePull", "message": "pull access denied"}, Reason.IMAGE_DENIED),
+        ({"reason": "ErrImagePull", "message": "no match for platform in manifest"}, Reason.IMAGE_UNUSABLE),
+        ({"reason": "ImagePullBackOff", "message": "x: not found"}, Reason.IMAGE_NOT_FOUND),
+        ({"reason": "InvalidImageName"}, Reason.IMAGE_NOT_FOUND),
+        ({"reason": "ErrImageNeverPull"}, Reason.IMAGE_NOT_PRESENT),
+        ({"reason": "CreateContainerConfigError", "message": 'secret "x" not found'}, None),
+    ],
+)
+def test_an_image_that_cannot_be_had_has_its_reason(waiting: dict[str, str], reason: Reason | None) -> None:
+    failure = state("Pending", waiting=waiting).start_failure
+    assert failure
+    assert failure.image_reason is reason
+    if reason:
+        assert not_started(failure, None, by_recorder=True).outcome.reason is reason
+
+
+def waits(spec: dict[str, Any], condition: dict[str, str]) -> StartWait | None:
+    status = {"phase": "Pending", "conditions": [{"type": "PodScheduled", "status": "False", **condition}]}
+    metadata = {"name": pod_name("e"), "uid": "u", "resourceVersion": "1"}
+    return container_of({"metadata": metadata, "spec": spec, "status": status}).start_wait
+
+
+def test_a_pod_without_its_gate_waits_in_the_words_of_the_scheduler() -> None:
+    gated = {"reason": "SchedulingGated", "message": "Scheduling is blocked due to non-empty scheduling gates"}
+    full = {"reason": "Unschedulable", "message": "0/2 nodes are available: 2 Insufficient cpu.\x1b[31m"}
+    assert waits({"schedulingGates": [{"name": START_GATE}]}, gated) is None
+    assert waits({}, gated) == StartWait("", "")
+    assert waits({"nodeName": "n1"}, {}) == StartWait("n1", "")
+    waiting = waits({}, full)
+    assert waiting
+    assert waiting.text.startswith("0/2 nodes are available: 2 Insufficient cpu.")
+    assert "\x1b" not in waiting.text
 
 
 def test_a_container_that_is_being_created_has_not_failed() -> None:

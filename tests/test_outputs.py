@@ -223,7 +223,25 @@ def test_outputs_are_served_over_http_as_they_are_from_any_offset(
     assert (told.status, told.body) == (200, archive.getvalue())
     assert told.headers["content-type"] == "application/x-tar"
     assert told.headers["fastlane-sha256"] == execution.outputs.sha256
-    assert asyncio.run(ask(server.http_port, "GET", f"{path}?offset=1000")).body == archive.getvalue()[1000:]
+    assert told.headers["content-length"] == str(execution.outputs.size_bytes)
+    whole, size = archive.getvalue(), execution.outputs.size_bytes
+    assert asyncio.run(ask(server.http_port, "GET", f"{path}?offset=1000")).body == whole[1000:]
+    for text, begin, end in (
+        ("bytes=0-0", 0, 1),
+        ("bytes=5-", 5, size),
+        (f"bytes={size - 3}-{size + 9}", size - 3, size),
+        ("bytes=-10", size - 10, size),
+        (f"bytes=1000-{(1 << 20) + 2000}", 1000, (1 << 20) + 2001),
+    ):
+        part = asyncio.run(ask(server.http_port, "GET", path, range=text, if_range=told.headers["etag"]))
+        assert (part.status, part.body) == (206, whole[begin:end]), text
+        assert part.headers["content-range"] == f"bytes {begin}-{end - 1}/{size}"
+    for text, more in (("bytes=0-1,5-6", ""), ("lines=1-2", ""), ("bytes=9-1", ""), ("bytes=0-1", '"another"')):
+        assert asyncio.run(ask(server.http_port, "GET", path, range=text, if_range=more)).body == whole
+    behind = asyncio.run(ask(server.http_port, "GET", path, range=f"bytes={size}-"))
+    assert (behind.status, behind.headers["content-range"]) == (416, f"bytes */{size}")
+    head = asyncio.run(ask(server.http_port, "HEAD", path))
+    assert (head.status, head.headers["content-length"], head.body) == (200, str(size), b"")
     assert asyncio.run(ask(server.http_port, "GET", f"{path}?offset=-1")).status == 400
 
 

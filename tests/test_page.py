@@ -2,6 +2,7 @@
 
 import os
 import re
+import tarfile
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -788,7 +789,8 @@ printf '  0%% [          ]\r 50%% [=====     ]'
 @pytest.mark.engine
 def test_a_container_is_followed_and_stopped(browser: Browser, running: Server, image: str) -> None:
     with Client(running.address) as client, tab(browser, running) as page:
-        job = client.enqueue("build", image, args=["sh", "-c", _UNTIL_STOPPED])
+        script = f"echo kept >/report; {_UNTIL_STOPPED}"
+        job = client.enqueue("build", image, args=["sh", "-c", script], outputs=["/report"])
         view = page.open(f"/executions/{job.execution.id}")
         page.wait_for_line("building")
         expect(view.locator("h1 .badge")).to_have_text("Running")
@@ -801,6 +803,14 @@ def test_a_container_is_followed_and_stopped(browser: Browser, running: Server, 
         expect(view.get_by_text("End of the log")).to_be_visible()
         # It is over, and looks for nothing any more.
         expect(view.locator(".connection")).to_be_empty()
+        page.picture("outputs")
+        with view.expect_download() as download:
+            view.get_by_role("link", name="Outputs, 2.0 KiB").click()
+        with tarfile.open(download.value.path()) as archive:
+            assert archive.extractfile("report").read() == b"kept\n"  # type: ignore[union-attr]
+        view = page.open(f"/jobs/{job.id}")
+        expect(view.get_by_role("link", name="Outputs, 2.0 KiB")).to_be_visible()
+        page.picture("outputs-job")
 
 
 @pytest.mark.engine

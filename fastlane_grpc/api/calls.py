@@ -133,7 +133,7 @@ class Calls:
         return pb.GetExecutionResponse(execution=converters.execution(execution, waiting))
 
     async def list_executions(self, request: pb.ListExecutionsRequest) -> pb.ListExecutionsResponse:
-        page = await self._service.executions(*converters.read_execution_query(request))
+        page = await self._service.executions(*converters.read_execution_query(request), with_usage=request.with_usage)
         waiting = self._service.waiting_of_each()
         response = pb.ListExecutionsResponse()
         response.next_page_token = await write_page(

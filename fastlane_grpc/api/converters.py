@@ -478,6 +478,10 @@ def _write_usage(message: pb.Usage, value: Usage) -> None:
         message.read_bytes = value.read_bytes
     if value.written_bytes is not None:
         message.written_bytes = value.written_bytes
+    if value.memory_bytes is not None:
+        message.memory_bytes = value.memory_bytes
+    if value.time is not None:
+        write_time(message.time, value.time)
 
 
 def _write_outputs(message: pb.Outputs, value: Outputs) -> None:

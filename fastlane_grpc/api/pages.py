@@ -4,7 +4,7 @@ import hashlib
 import json
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Generic, TypeVar
 
 from fastlane_grpc.errors import PageTokenInvalid
@@ -13,6 +13,8 @@ from fastlane_grpc.store import AuditQuery, DeliveryQuery, ExecutionQuery, JobQu
 T = TypeVar("T")
 
 DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE = 50, 1000
+# Executions of a page whose hosts are asked about each.
+MAX_SAMPLED = 100
 
 _DIGEST_BYTES = 12
 # The largest integer of the store. No token of this server holds a larger one.
@@ -52,6 +54,10 @@ class PageResult(Generic[T]):
     @property
     def items(self) -> Sequence[T]:
         return self.page.items
+
+    def with_items(self, items: Sequence[T]) -> "PageResult[T]":
+        """Return the page with other values of the same items."""
+        return replace(self, page=replace(self.page, items=items))
 
     def token(self, taken: int) -> str:
         """Return the token of the page after the first `taken` items; empty: there is none."""

@@ -25,7 +25,7 @@ from fastlane_grpc.api.limits import update_task_violations, why_limited
 from fastlane_grpc.api.log_stream import LogRequest, Send, StreamEncoding, log_stream
 from fastlane_grpc.api.notification_validation import Receivers, notification_violations
 from fastlane_grpc.api.outputs import MAX_PART_BYTES, OutputReader
-from fastlane_grpc.api.pages import PageRequest, PageResult, TaskQuery, position_of
+from fastlane_grpc.api.pages import MAX_SAMPLED, PageRequest, PageResult, TaskQuery, position_of
 from fastlane_grpc.api.schedule_validation import MAX_PREVIEW, preview_violations
 from fastlane_grpc.api.unstored_stops import UnstoredStops
 from fastlane_grpc.api.unwatched import UnwatchedJobs
@@ -42,6 +42,7 @@ from fastlane_grpc.errors import (
     TooManyStreams,
     Violation,
 )
+from fastlane_grpc.execution import UsageSampler
 from fastlane_grpc.logs import Cursor, Tails
 from fastlane_grpc.model import (
     ArrayPosition,
@@ -182,6 +183,7 @@ class Service:
         watches: WatchHub,
         inputs: Inputs,
         outputs: OutputReader,
+        usage: UsageSampler,
         receivers: Receivers = NO_RECEIVERS,
     ) -> None:
         """`receivers`: what notifications can be sent to."""
@@ -194,6 +196,7 @@ class Service:
         self._watches = watches
         self._inputs = inputs
         self._outputs = outputs
+        self._usage = usage
         self._receivers = receivers
         self._allow_lists = AllowLists(settings)
         self.job_watches = JobWatches()
@@ -518,9 +521,13 @@ class Service:
         )
 
     async def executions(
-        self, request: PageRequest[ExecutionQuery], conversion_violations: Sequence[Violation] = ()
+        self,
+        request: PageRequest[ExecutionQuery],
+        conversion_violations: Sequence[Violation] = (),
+        *,
+        with_usage: bool = False,
     ) -> PageResult[Execution]:
-        """Return a page, newest first."""
+        """Return a page, newest first. `with_usage`: with what running executions have used so far."""
         self._check_serving()
         query = request.query
         validation.raise_if_invalid(
@@ -531,11 +538,17 @@ class Service:
                 validation.task_filter_violations(query.task_id),
             )
         )
-        return await self._visible_page(
+        size = min(request.max_items, MAX_SAMPLED) if with_usage else request.max_items
+        page = await self._visible_page(
             request,
-            lambda token: self._store.executions(query, after=position_of(token, query), size=request.max_items),
+            lambda token: self._store.executions(query, after=position_of(token, query), size=size),
             lambda execution: execution.task_id,
         )
+        return page.with_items(await self._sampled(page.items)) if with_usage else page
+
+    async def _sampled(self, executions: Sequence[Execution]) -> Sequence[Execution]:
+        used = await self._usage.of(executions)
+        return [replace(each, usage=used[each.id]) if each.id in used else each for each in executions]
 
     async def tasks(self, request: PageRequest[TaskQuery]) -> PageResult[Task]:
         """Return a page, by name."""

@@ -34,6 +34,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "job": ("lists.job", "Show one job."),
     "executions": ("lists.executions", "List executions, newest first."),
     "execution": ("lists.execution", "Show one execution."),
+    "top": ("top.top", "Show what running executions use."),
     "tasks": ("lists.tasks", "List tasks, with the number of their jobs."),
     "task": ("task.task", "Limit or pause a task, or say whom to notify."),
     "hosts": ("hosts.hosts", "List, drain and resume the container engines."),
@@ -79,6 +80,7 @@ OTHER_NAMES: Mapping[str, str] = {
     **dict.fromkeys(["notifications", "webhooks", "outbox"], "deliveries"),
     **dict.fromkeys(["resend", "notify"], "redeliver"),
     **dict.fromkeys(["history", "who"], "audit"),
+    **dict.fromkeys(["stats", "usage", "htop"], "top"),
     **dict.fromkeys(["artifacts", "download", "cp"], "outputs"),
 }
 

@@ -196,6 +196,8 @@ class ExecutionFilter(TypedDict, total=False):
     states: Iterable[State]
     host: str
     id_prefix: str
+    with_usage: bool
+    """Ask the hosts what running executions have used so far; a page then has at most 100."""
     page_size: int
 
 

@@ -31,12 +31,15 @@ from fastlane_grpc.docker.engine_errors import EngineRefuses, container_gone
 from fastlane_grpc.docker.events import DockerEvents
 from fastlane_grpc.docker.handle import DockerHandle, unpacked
 from fastlane_grpc.docker.images import DockerPull
-from fastlane_grpc.model import NOTHING_ALLOWED, Allowed, Assignment, Execution, JobSpec, Reason
+from fastlane_grpc.docker.usage import usage_of
+from fastlane_grpc.model import NOTHING_ALLOWED, Allowed, Assignment, Execution, JobSpec, Reason, Usage
 from fastlane_grpc.secrets import RegistryCredentials
 
 
 class DockerBackend:
     """Implements Backend over `engine`, for the host called `host` of the instance."""
+
+    starts_at_once = True
 
     def __init__(
         self,
@@ -125,8 +128,16 @@ class DockerBackend:
         except EngineRefuses as refusal:
             raise _gone_or(refusal, handle.container_id) from refusal
 
+    def revoke(self, handle: Handle) -> bool:
+        """Return False: the engine starts a container at once."""
+        return False
+
     def inspect(self, handle: Handle) -> Container | None:
         return self.engine.inspect(handle.container_id)
+
+    def usage(self, handle: Handle) -> Usage | None:
+        stats = self.engine.stats(handle.container_id)
+        return usage_of(stats) if stats else None
 
     def find(self, execution: Execution) -> Container | None:
         name = container_name(execution.id)

@@ -25,6 +25,8 @@ from fastlane_grpc.docker.sdk_client import SdkClient, asked
 from fastlane_grpc.machine.shortage import outlast
 
 _READ_BYTES = 1 << 18
+# Somebody looks, and statistics that come late are of no use.
+_STATS_SECONDS = 2.5
 
 INSTANCE_LABEL = "fastlane.instance"
 HOST_LABEL = "fastlane.host"
@@ -157,6 +159,19 @@ class Engine:
         """
         path = f"/containers/{container_id}/kill?{urlencode({'signal': signal})}"
         self._request("POST", path, answer_seconds=answer_seconds or self._answer_seconds).cut()
+
+    def stats(self, container_id: str) -> Mapping[str, Any] | None:
+        """Return the statistics of a container as they are now; None: there is no such container."""
+        path = f"/containers/{container_id}/stats?stream=false&one-shot=true"
+        try:
+            answer = json.loads(self._request("GET", path, answer_seconds=_STATS_SECONDS).whole())
+        except EngineRefuses as refusal:
+            if refusal.status == 404:
+                return None
+            raise
+        except ValueError as error:
+            raise EngineDown(f"the engine's statistics are no JSON: {error}") from error
+        return answer if isinstance(answer, Mapping) else None
 
     def inspect(self, name: str) -> Container | None:
         """Return the container; None if there is none. Waits for its lock."""

@@ -63,8 +63,8 @@ def usage_of(trailer: Trailer) -> Usage | None:
     facts: Any = trailer.facts.get("usage")
     if not isinstance(facts, Mapping):
         return None
-    cpu_us, *rest = (_count(facts.get(name)) for name in _COUNTS)
-    return Usage(None if cpu_us is None else timedelta(microseconds=cpu_us), *rest)
+    cpu_us, peak_memory, read, written = (_count(facts.get(name)) for name in _COUNTS)
+    return Usage(None if cpu_us is None else timedelta(microseconds=cpu_us), peak_memory, read, written)
 
 
 _COUNTS = ("cpu_us", "peak_memory_bytes", "read_bytes", "written_bytes")
@@ -217,6 +217,8 @@ def not_started(error: Diagnosis, stopping: Stopping | None, *, by_recorder: boo
             Reason.UNSPECIFIED,
             f"told to stop {stopping.cause}; it would not have started: {error.text}",
         )
+    if error.image_reason is not None:
+        return failed(error.image_reason, f"the image cannot be used: {error.text}")
     reason = None if by_recorder else error.command_reason
     if reason is Reason.COMMAND_NOT_FOUND:
         return failed(reason, f"the image has no such command: {error.text}")

@@ -4,6 +4,7 @@ The fence is the commit that says that a start is about to be sent. Each contain
 """
 
 import errno
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,7 @@ from fastlane_grpc.execution.closing import Step
 from fastlane_grpc.execution.events import PullEnded
 from fastlane_grpc.execution.final_state import expired, failed, lost, not_started, stopped_before_start
 from fastlane_grpc.execution.lifecycle import LeftToNextServer, Lifecycle, Run, StopRequested
+from fastlane_grpc.execution.start_wait import Expired, revoke_for, wait_until_begun
 from fastlane_grpc.execution.stopping import Stopping
 from fastlane_grpc.inputs import ArchiveInvalid, archive_of
 from fastlane_grpc.machine.data_directory import free_inodes
@@ -47,18 +49,27 @@ class RanUnexpectedly(Exception):
     """A container of this execution ran, or may have, without a permitted start or against the engine's answer."""
 
 
-class Expired(Exception):
-    """The expire_time of the execution came before its start."""
-
-
 def launch(lifecycle: Lifecycle) -> None:
     """Bring a claimed execution to its end.
 
     Raises BackendDown and LeftToNextServer; `lifecycle.attempt` then says whether a start may have been sent.
     """
+    _bring_to_end(lifecycle, _prepare)
+
+
+def launch_again(lifecycle: Lifecycle) -> None:
+    """Bring an execution to its end whose container waits for its start, or has not got it.
+
+    The start is sent again, on a backend where that changes nothing.
+    """
+    lifecycle.log_line("taken up again after a break")
+    _bring_to_end(lifecycle, _resume)
+
+
+def _bring_to_end(lifecycle: Lifecycle, prepare: Callable[[Lifecycle], None]) -> None:
     backoff = None
     try:
-        _prepare(lifecycle)
+        prepare(lifecycle)
         while isinstance(started := _start(lifecycle), BackendRefuses):
             backoff = backoff or Retries(lifecycle.context.retry_seconds)
             if not _retry_start(lifecycle, started, backoff):
@@ -128,6 +139,13 @@ def _prepare(lifecycle: Lifecycle) -> None:
         # Another server has recovered the execution.
         raise LeftToNextServer
     lifecycle.reached(Step.FENCED)
+
+
+def _resume(lifecycle: Lifecycle) -> None:
+    """Resume the capture of a container that waits for its start."""
+    lifecycle.resume_capture()
+    if lifecycle.execution.stop:
+        revoke_for(lifecycle, lifecycle.execution.stop)
 
 
 # -- image
@@ -339,9 +357,13 @@ def _shortage(error: OSError, logs: Path) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _Started:
-    """A start that was carried out. `backend_lost_container`: though the backend says that it was not."""
+    """A start that was carried out. `backend_lost_container`: though the backend says that it was not.
+
+    `container`: as it began, if the start waited for that.
+    """
 
     backend_lost_container: bool = False
+    container: Container | None = None
 
 
 def _start(lifecycle: Lifecycle) -> _Started | BackendRefuses:
@@ -353,6 +375,7 @@ def _start(lifecycle: Lifecycle) -> _Started | BackendRefuses:
         # No other code sends a start. If the answer is lost, recovery finds out what became of the start, and does not
         # send it again.
         lifecycle.backend.start(lifecycle.container)
+        container = None if lifecycle.backend.starts_at_once else wait_until_begun(lifecycle)
     except BackendRefuses as refusal:
         said = refusal.diagnosis.text
         command_status = lifecycle.capture.revoke()
@@ -366,12 +389,12 @@ def _start(lifecycle: Lifecycle) -> _Started | BackendRefuses:
         printed = command_status is None and lifecycle.capture.first_byte_time is not None
         if command_status is None and not printed and (container is None or container.start_time is None):
             if refusal.diagnosis.refusal is RefusalKind.CUT_OFF:
-                detail = f"the engine lost touch with its runtime while it started the container: {said}"
+                detail = f"it is not known what became of the start of the container: {said}"
                 raise RanUnexpectedly(detail) from refusal
             return refusal
         # The container runs, or ran, whatever the backend says. The backend may then not report its end.
         return _Started(backend_lost_container=container is None or not container.alive)
-    return _Started()
+    return _Started(container=container)
 
 
 def _retry_start(lifecycle: Lifecycle, refusal: BackendRefuses, backoff: Retries) -> bool:
@@ -398,7 +421,7 @@ def _run_to_end(lifecycle: Lifecycle, started: _Started) -> None:
     """Follow a container that was just started to its end."""
     deadline = boottime() + lifecycle.timeout.total_seconds()
     lifecycle.reached(Step.STARTED)
-    container = _look(lifecycle)
+    container = started.container or _look(lifecycle)
     lifecycle.run_to_end(
         Run(
             (container and container.start_time) or utc_now(),

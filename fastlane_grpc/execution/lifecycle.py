@@ -5,7 +5,7 @@ what is on disk.
 """
 
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -223,16 +223,26 @@ class Lifecycle(Closing):
         """Report that the record cannot be created for lack of room: once, however often that is tried again."""
         if self.mailbox.waiting:
             return
-        self.mailbox.waiting = Waiting(WaitReason.DISK_FULL, detail, utc_now())
         self.log.warning("the record cannot be made; trying again", reason=detail)
-        # If there is no room for this line either, callers still see `waiting` on the execution.
-        self.log_line(f"waiting: {detail}")
+        self.report_waiting(Waiting(WaitReason.DISK_FULL, detail, utc_now()))
 
     def report_room(self) -> None:
         """Report that the record could be created after all."""
-        waited, self.mailbox.waiting = self.mailbox.waiting, None
-        if waited:
-            self.log_line(f"goes on after {(utc_now() - waited.since_time).total_seconds():.0f} s: {waited.detail}")
+        self.report_waiting(None)
+
+    def report_waiting(self, waiting: Waiting | None) -> None:
+        """Report what the execution waits for before it starts, None: nothing any more.
+
+        Only the first detail of a wait goes into its log, as a detail may change often.
+        """
+        before, self.mailbox.waiting = self.mailbox.waiting, waiting
+        if before and waiting:
+            self.mailbox.waiting = replace(waiting, since_time=before.since_time)
+        elif waiting:
+            # If there is no room for this line, callers still see `waiting` on the execution.
+            self.log_line(f"waiting: {waiting.detail}")
+        elif before:
+            self.log_line(f"goes on after {(utc_now() - before.since_time).total_seconds():.0f} s: {before.detail}")
 
     # -- waiting
 

@@ -14,7 +14,7 @@ from fastlane_grpc.clock import boottime, left
 from fastlane_grpc.errors import ExecutionNotFound
 from fastlane_grpc.execution.final_state import final_state_of, lost, not_started
 from fastlane_grpc.execution.host import Host
-from fastlane_grpc.execution.launch import launch
+from fastlane_grpc.execution.launch import launch, launch_again
 from fastlane_grpc.execution.lifecycle import Lifecycle, Run
 from fastlane_grpc.execution.stopping import Stopping
 from fastlane_grpc.model import Reason, utc_now
@@ -32,6 +32,9 @@ def recover(lifecycle: Lifecycle) -> None:
         lifecycle.finish_as(final_state)
         return
     container = lifecycle.backend.inspect(lifecycle.container)
+    if not lifecycle.backend.starts_at_once and container is not None and not (container.alive or container.ended):
+        launch_again(lifecycle)
+        return
     # What the capture knows for certain decides. The capture is not asked about a running container, whose recorder may
     # be about to take the record.
     command_status = None if container is not None and container.alive else lifecycle.capture.revoke()

@@ -28,6 +28,7 @@ from fastlane_grpc.http.problem import HttpError, problem_of, problem_response
 from fastlane_grpc.http.request_count import REQUEST_COUNT, RequestCount
 from fastlane_grpc.http.routes import ROUTES, CallRoute
 from fastlane_grpc.http.tail_programs import TailPrograms
+from fastlane_grpc.http.uploads import UploadHandler
 from fastlane_grpc.http.watch_stream import WatchHandler
 from fastlane_grpc.trust import HEALTH, METRICS, REFLECTION
 
@@ -52,11 +53,12 @@ STREAMS: Mapping[str, Callable[[CallRoute, HttpContext], ASGIApp]] = {
     "StreamExecutionLogs": LogHandler,
     "ReadOutputs": OutputsHandler,
 }
+HANDLERS: Mapping[str, Callable[[CallRoute, HttpContext], ASGIApp]] = {**STREAMS, "UploadInput": UploadHandler}
 
 
 def call_handler(route: CallRoute, context: HttpContext) -> ASGIApp:
     """Return the handler of a call."""
-    handler = _checked(STREAMS.get(route.method, CallHandler)(route, context), context, route.method)
+    handler = _checked(HANDLERS.get(route.method, CallHandler)(route, context), context, route.method)
     return WithPage(handler) if route.page else handler
 
 

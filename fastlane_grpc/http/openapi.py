@@ -11,7 +11,7 @@ from google.protobuf.descriptor import Descriptor, EnumDescriptor, FieldDescript
 
 from fastlane_grpc.http.authentication import COOKIE
 from fastlane_grpc.http.contract_comments import comments
-from fastlane_grpc.http.media_types import EVENT_STREAM, JSON, JSON_LINES
+from fastlane_grpc.http.media_types import EVENT_STREAM, JSON, JSON_LINES, RAW
 from fastlane_grpc.http.routes import ROUTES, CallRoute
 from fastlane_grpc.request_json import SHORT_FORMS, SPEC_ALIASES, has_spec
 from fastlane_grpc.v1 import fastlane_pb2 as pb
@@ -198,6 +198,8 @@ def _operation(route: CallRoute, schemas: "_Schemas") -> _Schema:
             "required": False,
             "content": {JSON: {"schema": {"type": "object", "properties": properties, "additionalProperties": False}}},
         }
+        if method.name == "UploadInput":
+            operation["requestBody"]["content"][RAW] = {}
     operation["responses"] = {**_responses(route, schemas), "default": _PROBLEM_RESPONSE}
     return operation
 
@@ -207,11 +209,12 @@ def _responses(route: CallRoute, schemas: "_Schemas") -> _Schema:
     comment = comments()[method.output_type.full_name]
     schema = schemas.reference(method.output_type)
     if method.server_streaming:
-        types = (EVENT_STREAM, JSON_LINES, *(("application/octet-stream",) if route.path.endswith("/logs") else ()))
+        types = (EVENT_STREAM, JSON_LINES, *((RAW,) if route.path.endswith("/logs") else ()))
         return {"200": {"description": f"A stream. {comment}", "content": {each: {} for each in types}}}
     if method.name == "ReadOutputs":
         return {
-            "200": {"description": f"The archive from `offset` on. {comment}", "content": {"application/x-tar": {}}}
+            "200": {"description": f"The archive from `offset` on. {comment}", "content": {"application/x-tar": {}}},
+            "206": {"description": "The bytes of the header Range.", "content": {"application/x-tar": {}}},
         }
     if _has_links(method.output_type):
         schema = {"allOf": [schema, {"type": "object", "properties": {"links": _LINKS}}]}

@@ -1,6 +1,7 @@
 """The body of a request, read within limits: its size, the time that its sender takes, and the memory of all bodies."""
 
 import asyncio
+from collections.abc import AsyncIterator
 
 from starlette.datastructures import Headers
 from starlette.types import Receive
@@ -18,7 +19,7 @@ class BodyReader:
 
     async def read(self, headers: Headers, receive: Receive, *, max_bytes: int) -> bytes:
         """Return the body, which has to be JSON unless it is empty. HttpError."""
-        declared = _declared_bytes(headers)
+        declared = declared_bytes(headers)
         if declared == 0:
             return b""
         if declared is not None and declared > max_bytes:
@@ -32,36 +33,58 @@ class BodyReader:
             _check_media_type(headers)
         return bytes(body)
 
-    async def _receive(self, receive: Receive, body: bytearray, max_bytes: int) -> None:
-        end = asyncio.get_running_loop().time() + self._limits.body_seconds
+    async def parts(self, headers: Headers, receive: Receive, *, part_bytes: int) -> AsyncIterator[bytes]:
+        """Yield the body in parts of this size, the last one of what is left. HttpError.
+
+        The time that the caller takes for a part is not that of the sender.
+        """
+        _check_encoding(headers)
+        loop, part, received, more = asyncio.get_running_loop(), bytearray(), 0, True
+        end = loop.time() + self._limits.body_seconds
         try:
-            async with asyncio.timeout_at(end) as limit:
-                more = True
-                while more:
-                    message = await receive()
-                    if message["type"] == "http.disconnect":
-                        raise HttpError(400, "CLIENT_GONE", "the client has gone")
-                    body += message["body"]
-                    self._free_bytes -= len(message["body"])
-                    more = message["more_body"]
-                    if len(body) > max_bytes:
-                        raise _too_large(max_bytes)
-                    # Counted as it arrives: who only announces a large body takes nothing from others.
-                    if self._free_bytes < 0:
-                        raise HttpError(
-                            503,
-                            "TOO_MANY_REQUESTS",
-                            "too many large requests are being read; retry",
-                            {"Retry-After": "1"},
-                        )
-                    limit.reschedule(end + len(body) / self._limits.body_bytes_per_second)
+            while more:
+                piece, more = await self._piece(receive, end + received / self._limits.body_bytes_per_second)
+                part += piece
+                received += len(piece)
+                while len(part) >= part_bytes or (part and not more):
+                    begin = loop.time()
+                    yield bytes(part[:part_bytes])
+                    end += loop.time() - begin
+                    self._free_bytes += len(part[:part_bytes])
+                    del part[:part_bytes]
+        finally:
+            self._free_bytes += len(part)
+
+    async def _receive(self, receive: Receive, body: bytearray, max_bytes: int) -> None:
+        end, more = asyncio.get_running_loop().time() + self._limits.body_seconds, True
+        while more:
+            piece, more = await self._piece(receive, end + len(body) / self._limits.body_bytes_per_second)
+            body += piece
+            if len(body) > max_bytes:
+                raise _too_large(max_bytes)
+
+    async def _piece(self, receive: Receive, until: float) -> tuple[bytes, bool]:
+        """Return a piece, which was taken from the free bytes, and whether more follows."""
+        try:
+            async with asyncio.timeout_at(until):
+                message = await receive()
         except TimeoutError:
             raise HttpError(
                 408, "REQUEST_TOO_SLOW", "the body of the request took too long", {"Connection": "close"}
             ) from None
+        if message["type"] == "http.disconnect":
+            raise HttpError(400, "CLIENT_GONE", "the client has gone")
+        piece: bytes = message["body"]
+        # Counted as it arrives: who only announces a large body takes nothing from others.
+        if len(piece) > self._free_bytes:
+            raise HttpError(
+                503, "TOO_MANY_REQUESTS", "too many large requests are being read; retry", {"Retry-After": "1"}
+            )
+        self._free_bytes -= len(piece)
+        return piece, message["more_body"]
 
 
-def _declared_bytes(headers: Headers) -> int | None:
+def declared_bytes(headers: Headers) -> int | None:
     """Return the number of bytes that the headers announce; None: any number may follow."""
     if "transfer-encoding" in headers:
         return None
@@ -83,6 +106,10 @@ def _check_media_type(headers: Headers) -> None:
             "UNSUPPORTED_MEDIA_TYPE",
             f"the body must be JSON, {told}; send the header Content-Type: application/json",
         )
+    _check_encoding(headers)
+
+
+def _check_encoding(headers: Headers) -> None:
     for name in ("Content-Encoding", "Transfer-Encoding"):
         encoding = ", ".join(headers.getlist(name)).strip().lower()
         if encoding not in {"", "identity", "chunked"}:

@@ -20,6 +20,7 @@ async def stream_response(
     headers: Mapping[str, str],
     produce: Callable[[api.Send], Awaitable[None]],
     *,
+    status: int = 200,
     interruption: Callable[[Mapping[str, object]], bytes] | None = None,
     trailers: Callable[[], Sequence[tuple[bytes, bytes]]] | None = None,
 ) -> None:
@@ -27,7 +28,8 @@ async def stream_response(
 
     An error before the first byte is raised, so that it has a status of its own. After that, `interruption` makes the
     last bytes from the problem, and the response is left incomplete: a client sees that it has to resume. `trailers`
-    returns the fields after a complete response. A client that goes away ends the stream."""
+    returns the fields after a complete response. With a Content-Length among the headers the response is not chunked.
+    A client that goes away ends the stream."""
     if scope["http_version"] == "1.0":
         raise HttpError(505, "HTTP_VERSION_NOT_SUPPORTED", "a stream needs HTTP/1.1; in nginx: proxy_http_version 1.1")
     connection: Connection = scope[CONNECTION]
@@ -41,12 +43,15 @@ async def stream_response(
         nonlocal started
         started = True
         fields = [(name.lower().encode(), value.encode("latin-1")) for name, value in {**HEADERS, **headers}.items()]
-        await send({"type": "http.response.start", "status": 200, "headers": fields})
+        await send({"type": "http.response.start", "status": status, "headers": fields})
 
     async def write(data: bytes) -> None:
         if not started:
             await start()
-        await connection.send_chunk(data)
+        if "Content-Length" in headers:
+            await send({"type": "http.response.body", "body": data, "more_body": True})
+        else:
+            await connection.send_chunk(data)
         if record is not None:
             record.bytes_sent += len(data)
 

@@ -34,7 +34,7 @@ from fastlane_grpc.kubernetes.pod_body import (
 )
 from fastlane_grpc.kubernetes.pod_events import PodEvents
 from fastlane_grpc.kubernetes.pod_state import PodHandle, container_of, execution_of, handle_of
-from fastlane_grpc.model import Assignment, Execution, Reason
+from fastlane_grpc.model import Assignment, Execution, Reason, Usage
 
 # A grace of 0 would take the pod from the API server while its containers may run on; the node is asked instead.
 _AT_ONCE_SECONDS = 1
@@ -42,6 +42,8 @@ _AT_ONCE_SECONDS = 1
 
 class KubernetesBackend:
     """Implements Backend over `api`, for the host called `host` of the instance."""
+
+    starts_at_once = False
 
     def __init__(self, api: ClusterApi, *, instance: str, host: str, settings: PodSettings | None = None) -> None:
         self.address = api.address
@@ -102,9 +104,21 @@ class KubernetesBackend:
                 raise ContainerGone(refusal.diagnosis) from refusal
             raise
 
+    def revoke(self, handle: Handle) -> bool:
+        """Delete the pod, unless it has a node: that changes its version, and only this version is deleted."""
+        handled = PodHandle.unpacked(handle.text)
+        pod = self._own(handled)
+        if pod is None or pod["spec"].get("nodeName"):
+            return False
+        version = pod["metadata"]["resourceVersion"]
+        return self._api.delete(handled.name, grace_seconds=0, uid=handled.uid, version=version)
+
     def inspect(self, handle: Handle) -> Container | None:
         pod = self._own(PodHandle.unpacked(handle.text))
         return None if pod is None else container_of(pod)
+
+    def usage(self, handle: Handle) -> Usage | None:
+        return None
 
     def find(self, execution: Execution) -> Container | None:
         name = pod_name(execution.id)

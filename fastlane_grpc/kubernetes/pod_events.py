@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from fastlane_grpc.backend import BackendDown, BackendEvent, ContainerEvent, UnreadableEvent
+from fastlane_grpc.backend import BackendDown, BackendEvent, Container, ContainerEvent, UnreadableEvent
 from fastlane_grpc.kubernetes.api_errors import ClusterRefuses
 from fastlane_grpc.kubernetes.cluster_api import ClusterApi, Watch
 from fastlane_grpc.kubernetes.pod_body import INSTANCE_LABEL
@@ -31,6 +31,8 @@ class _Seen:
     execution_id: str
     started: bool = False
     ended: bool = False
+    # Why it was not started when it was last seen.
+    wait: str = ""
 
 
 class PodEvents:
@@ -126,13 +128,14 @@ class PodEvents:
             yield from self._deleted(handle_of(about).uid)
 
     def _changes(self, pod: Mapping[str, Any]) -> Iterator[BackendEvent]:
-        """Yield the start and the end of a pod, each when it is first seen."""
+        """Yield the start and the end of a pod, each when it is first seen, and each reason of a wait before."""
         uid, container = handle_of(pod).uid, container_of(pod)
         before = self._seen.get(uid) or _Seen(execution_of(pod))
+        started = container.start_time is not None
         # A container that is not started, for good or for now, is an event too: somebody has to look why.
-        started = container.start_time is not None or container.start_failure is not None
-        self._seen[uid] = _Seen(before.execution_id, before.started or started, before.ended or container.ended)
-        if started and not before.started:
+        wait = _why_not_started(container)
+        self._seen[uid] = _Seen(before.execution_id, before.started or started, before.ended or container.ended, wait)
+        if not before.started and (started or wait not in {"", before.wait}):
             yield ContainerEvent(before.execution_id, uid, False, None, _nanoseconds(container.start_time))
         if container.ended and not before.ended:
             # A pod that was evicted may have ended without an exit status.
@@ -144,6 +147,12 @@ class PodEvents:
         seen = self._seen.pop(uid, None)
         if seen is not None and not seen.ended:
             yield ContainerEvent(seen.execution_id, uid, True, None, _nanoseconds(None))
+
+
+def _why_not_started(container: Container) -> str:
+    if container.start_failure:
+        return container.start_failure.text
+    return container.start_wait.text if container.start_wait else ""
 
 
 def _nanoseconds(time: datetime | None) -> int:

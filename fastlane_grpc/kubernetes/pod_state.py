@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from fastlane_grpc.backend import Container, Diagnosis, Handle, RefusalKind
+from fastlane_grpc.backend import Container, Diagnosis, Handle, RefusalKind, StartWait
 from fastlane_grpc.kubernetes.pod_body import EXECUTION_LABEL, JOB_CONTAINER
 from fastlane_grpc.model import Reason
 from fastlane_grpc.text.sanitize import printable
@@ -25,10 +25,11 @@ _FINAL = frozenset(
 )
 # Reasons for which it tries again by itself: a registry may come back.
 _PASSING = frozenset({"ErrImagePull", "ImagePullBackOff", "RegistryUnavailable", "ImageInspectError"})
-_NO_USE = re.compile(
-    "not found|manifest unknown|unauthorized|denied|forbidden|authorization failed"
-    "|invalid reference|no match for platform",
-    re.IGNORECASE,
+# Words of a registry or a runtime about an image that nobody gets, and their meaning.
+_NO_USE = (
+    (re.compile("unauthorized|denied|forbidden|authorization failed", re.IGNORECASE), Reason.IMAGE_DENIED),
+    (re.compile("not found|manifest unknown|invalid reference", re.IGNORECASE), Reason.IMAGE_NOT_FOUND),
+    (re.compile("no match for platform", re.IGNORECASE), Reason.IMAGE_UNUSABLE),
 )
 # Why a runtime does not execute a program. It then reports 128 for its exit status.
 _START_ERRORS = frozenset({"StartError", "ContainerCannotRun"})
@@ -74,6 +75,7 @@ def container_of(pod: Mapping[str, Any]) -> Container:
     times: Mapping[str, Any] = running or ended or {}
     never_began = start_failure is not None
     over = pod.get("status", {}).get("phase") in _ENDED_PHASES or ended is not None
+    waits = not running and not over and not pod.get("spec", {}).get("schedulingGates")
     return Container(
         handle=handle_of(pod).packed(),
         alive=running is not None,
@@ -85,7 +87,19 @@ def container_of(pod: Mapping[str, Any]) -> Container:
         start_time=None if never_began else _time(times.get("startedAt")),
         end_time=_time(ended.get("finishedAt")) if ended else None,
         program=next(iter(_job(pod).get("command") or _job(pod).get("args") or ()), None),
+        start_wait=_start_wait(pod, start_failure) if waits else None,
     )
+
+
+def _start_wait(pod: Mapping[str, Any], start_failure: Diagnosis | None) -> StartWait:
+    """Return what a pod without its gate waits for: a node, by the words of the scheduler, or what its node does."""
+    node = str(pod.get("spec", {}).get("nodeName") or "")
+    if node:
+        return StartWait(node, start_failure.text if start_failure else "")
+    conditions = pod.get("status", {}).get("conditions") or ()
+    # The words about the gate stay there for a moment after it was removed: their reason is another one.
+    refused = (each.get("message") for each in conditions if each.get("reason") == "Unschedulable")
+    return StartWait("", printable(str(next(refused, "") or "")))
 
 
 def _start_failure(state: Mapping[str, Any]) -> Diagnosis | None:
@@ -96,15 +110,27 @@ def _start_failure(state: Mapping[str, Any]) -> Diagnosis | None:
     if waiting.get("reason") in _FINAL:
         return _diagnosis(waiting, RefusalKind.FINAL)
     if waiting.get("reason") in _PASSING:
-        useless = _NO_USE.search(str(waiting.get("message", "")))
+        useless = _image_reason(waiting) is not Reason.REGISTRY_UNAVAILABLE
         return _diagnosis(waiting, RefusalKind.FINAL if useless else RefusalKind.PASSING)
     return None
+
+
+def _image_reason(said: Mapping[str, Any]) -> Reason | None:
+    """Return why there is no image; None if the words are about something else."""
+    if said["reason"] == "ErrImageNeverPull":
+        return Reason.IMAGE_NOT_PRESENT
+    if said["reason"] == "InvalidImageName":
+        return Reason.IMAGE_NOT_FOUND
+    if said["reason"] not in _PASSING:
+        return None
+    message = str(said.get("message", ""))
+    return next((reason for words, reason in _NO_USE if words.search(message)), Reason.REGISTRY_UNAVAILABLE)
 
 
 def _diagnosis(said: Mapping[str, Any], kind: RefusalKind) -> Diagnosis:
     message = printable(str(said.get("message", "")))
     text = f"{said['reason']}: {message}" if message else str(said["reason"])
-    return Diagnosis(message, text, text, kind, _command_reason(said, message))
+    return Diagnosis(message, text, text, kind, _command_reason(said, message), _image_reason(said))
 
 
 def _command_reason(said: Mapping[str, Any], message: str) -> Reason | None:

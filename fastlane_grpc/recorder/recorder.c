@@ -850,10 +850,12 @@ static void say_usage(void)
     bool second = has_cgroup2();
     long long cpu = second ? sum_of("/sys/fs/cgroup/cpu.stat", "usage_usec ") : sum_of("/sys/fs/cgroup/cpuacct/cpuacct.usage", "");
     const char *io = second ? "/sys/fs/cgroup/io.stat" : "/sys/fs/cgroup/blkio/blkio.throttle.io_service_bytes";
+    long long got = sum_of(io, second ? "rbytes=" : " Read "), put = sum_of(io, second ? "wbytes=" : " Write ");
+    /* Version 1 may count nothing, whatever a container does: then it does not tell. */
+    got = second || got ? got : -1, put = second || put ? put : -1;
     SAY("\"usage\":{\"cpu_us\":%lld,\"peak_memory_bytes\":%lld,\"read_bytes\":%lld,\"written_bytes\":%lld},",
         second || cpu < 0 ? cpu : cpu / 1000,
-        sum_of(second ? "/sys/fs/cgroup/memory.peak" : "/sys/fs/cgroup/memory/memory.max_usage_in_bytes", ""),
-        sum_of(io, second ? "rbytes=" : " Read "), sum_of(io, second ? "wbytes=" : " Write "));
+        sum_of(second ? "/sys/fs/cgroup/memory.peak" : "/sys/fs/cgroup/memory/memory.max_usage_in_bytes", ""), got, put);
 }
 
 /* Stores the known gaps and the trailer. False: they could not be stored. */

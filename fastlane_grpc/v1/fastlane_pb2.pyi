@@ -2287,7 +2287,7 @@ class Execution(_message.Message):
     @_builtins.property
     def usage(self) -> Global___Usage:
         """What the container used, as the kernel counted. Unset until the execution is final, for a container that was not
-        captured by the recorder, and where the recorder was killed.
+        captured by the recorder, and where the recorder was killed. While it runs: see `with_usage` of ListExecutionsRequest.
         """
 
     @_builtins.property
@@ -2341,15 +2341,27 @@ class Usage(_message.Message):
     CPU_TIME_FIELD_NUMBER: _builtins.int
     READ_BYTES_FIELD_NUMBER: _builtins.int
     WRITTEN_BYTES_FIELD_NUMBER: _builtins.int
+    MEMORY_BYTES_FIELD_NUMBER: _builtins.int
+    TIME_FIELD_NUMBER: _builtins.int
     peak_memory_bytes: _builtins.int
-    """Maximum memory at any time, as it counts toward `memory_bytes`: with the cache of files that it read and wrote."""
+    """Maximum memory at any time, as it counts toward `memory_bytes`: with the cache of files that it read and wrote.
+    Unset while it runs.
+    """
     read_bytes: _builtins.int
-    """Bytes read from disks. What came from the cache is not in it."""
+    """Bytes read from disks. What came from the cache is not in it. Unset where the kernel does not count, which is
+    possible with version 1 of its control groups.
+    """
     written_bytes: _builtins.int
-    """Bytes written to disks so far. What is only in the cache is not in it."""
+    """Bytes written to disks so far. What is only in the cache is not in it. Unset as `read_bytes`."""
+    memory_bytes: _builtins.int
+    """Memory at `time`, without files that are cached and not in use. Set while it runs alone."""
     @_builtins.property
     def cpu_time(self) -> _duration_pb2.Duration:
         """Time on CPUs, of all its processes together."""
+
+    @_builtins.property
+    def time(self) -> _timestamp_pb2.Timestamp:
+        """When the host counted. Set while it runs alone."""
 
     def __init__(
         self,
@@ -2358,17 +2370,23 @@ class Usage(_message.Message):
         cpu_time: _duration_pb2.Duration | None = ...,
         read_bytes: _builtins.int | None = ...,
         written_bytes: _builtins.int | None = ...,
+        memory_bytes: _builtins.int | None = ...,
+        time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_peak_memory_bytes", b"_peak_memory_bytes", "_read_bytes", b"_read_bytes", "_written_bytes", b"_written_bytes", "cpu_time", b"cpu_time", "peak_memory_bytes", b"peak_memory_bytes", "read_bytes", b"read_bytes", "written_bytes", b"written_bytes"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_memory_bytes", b"_memory_bytes", "_peak_memory_bytes", b"_peak_memory_bytes", "_read_bytes", b"_read_bytes", "_written_bytes", b"_written_bytes", "cpu_time", b"cpu_time", "memory_bytes", b"memory_bytes", "peak_memory_bytes", b"peak_memory_bytes", "read_bytes", b"read_bytes", "time", b"time", "written_bytes", b"written_bytes"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_peak_memory_bytes", b"_peak_memory_bytes", "_read_bytes", b"_read_bytes", "_written_bytes", b"_written_bytes", "cpu_time", b"cpu_time", "peak_memory_bytes", b"peak_memory_bytes", "read_bytes", b"read_bytes", "written_bytes", b"written_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_memory_bytes", b"_memory_bytes", "_peak_memory_bytes", b"_peak_memory_bytes", "_read_bytes", b"_read_bytes", "_written_bytes", b"_written_bytes", "cpu_time", b"cpu_time", "memory_bytes", b"memory_bytes", "peak_memory_bytes", b"peak_memory_bytes", "read_bytes", b"read_bytes", "time", b"time", "written_bytes", b"written_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__memory_bytes: _TypeAlias = _typing.Literal["memory_bytes"]  # noqa: Y015
+    _WhichOneofArgType__memory_bytes: _TypeAlias = _typing.Literal["_memory_bytes", b"_memory_bytes"]  # noqa: Y015
     _WhichOneofReturnType__peak_memory_bytes: _TypeAlias = _typing.Literal["peak_memory_bytes"]  # noqa: Y015
     _WhichOneofArgType__peak_memory_bytes: _TypeAlias = _typing.Literal["_peak_memory_bytes", b"_peak_memory_bytes"]  # noqa: Y015
     _WhichOneofReturnType__read_bytes: _TypeAlias = _typing.Literal["read_bytes"]  # noqa: Y015
     _WhichOneofArgType__read_bytes: _TypeAlias = _typing.Literal["_read_bytes", b"_read_bytes"]  # noqa: Y015
     _WhichOneofReturnType__written_bytes: _TypeAlias = _typing.Literal["written_bytes"]  # noqa: Y015
     _WhichOneofArgType__written_bytes: _TypeAlias = _typing.Literal["_written_bytes", b"_written_bytes"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__memory_bytes) -> _WhichOneofReturnType__memory_bytes | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__peak_memory_bytes) -> _WhichOneofReturnType__peak_memory_bytes | None: ...
     @_typing.overload
@@ -4450,6 +4468,7 @@ class ListExecutionsRequest(_message.Message):
     STATES_FIELD_NUMBER: _builtins.int
     HOST_FIELD_NUMBER: _builtins.int
     ID_PREFIX_FIELD_NUMBER: _builtins.int
+    WITH_USAGE_FIELD_NUMBER: _builtins.int
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     job_id: _builtins.str
@@ -4460,6 +4479,10 @@ class ListExecutionsRequest(_message.Message):
     """Executions that run or ran on this host."""
     id_prefix: _builtins.str
     """Executions with an id that begins like this."""
+    with_usage: _builtins.bool
+    """Fill `usage` of running executions with what they have used so far, asked of their hosts now. A page then has at most
+    100 executions. Unset where a host does not answer within 3 s.
+    """
     page_size: _builtins.int
     """See ListJobsRequest."""
     page_token: _builtins.str
@@ -4476,12 +4499,13 @@ class ListExecutionsRequest(_message.Message):
         states: _abc.Iterable[Global___State.ValueType] | None = ...,
         host: _builtins.str = ...,
         id_prefix: _builtins.str = ...,
+        with_usage: _builtins.bool = ...,
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["host", b"host", "id_prefix", b"id_prefix", "job_id", b"job_id", "page_size", b"page_size", "page_token", b"page_token", "states", b"states", "task_id", b"task_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["host", b"host", "id_prefix", b"id_prefix", "job_id", b"job_id", "page_size", b"page_size", "page_token", b"page_token", "states", b"states", "task_id", b"task_id", "with_usage", b"with_usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -18,7 +18,7 @@ from fastlane_grpc.cli.connection import connected, job_id
 from fastlane_grpc.cli.display.job_note import note_of
 from fastlane_grpc.cli.display.output import state_name
 from fastlane_grpc.cli.display.tables import as_line, painted, span, time_of
-from fastlane_grpc.cli.display.terminal import is_colourful, obeys, say, write
+from fastlane_grpc.cli.display.terminal import Screen, is_colourful, obeys, say, write
 from fastlane_grpc.cli.errors import cause
 from fastlane_grpc.text.sanitize import printable
 from fastlane_grpc.v1 import fastlane_pb2 as pb
@@ -84,7 +84,7 @@ def watch(
         if form == "json":
             _follow(watched, _print_json, awaited)
         elif obeys(1, environ):
-            _Screen(environ).follow(watched, awaited)
+            _Table(environ).follow(watched, awaited)
         else:
             _follow(watched, _Lines().show, awaited)
     return 0
@@ -252,14 +252,14 @@ def _ran(job: pb.Job, now: datetime) -> str:
     return span(max(end - start, timedelta(0)))
 
 
-class _Screen:
+class _Table:
     """A table on a terminal that is drawn over again and again."""
 
     def __init__(self, environ: Mapping[str, str]) -> None:
         self._jobs = Jobs()
         self._colour = is_colourful(1, environ)
         self._events: queue.Queue[Any] = queue.Queue(1000)
-        self._drawn_rows = 0
+        self._screen = Screen()
         self._status = ""
 
     def follow(self, watched: api.Watch, awaited: set[str]) -> None:
@@ -309,6 +309,4 @@ class _Screen:
         lines = self._jobs.lines(columns, max(rows - 2, 3), datetime.now(UTC), colour=self._colour)
         if self._status:
             lines.append(printable(self._status)[: columns - 1])
-        up = f"\x1b[{self._drawn_rows}F" if self._drawn_rows else ""
-        write(1, "\n".join([f"{up}\x1b[J{lines[0]}", *lines[1:], ""]).encode())
-        self._drawn_rows = len(lines)
+        self._screen.draw(lines)

@@ -63,6 +63,12 @@ def show(
         say(nothing)
 
 
+def table(found: Iterable[Any], columns: Sequence[Column], *, room: int) -> Sequence[str]:
+    """Return the lines of a table without colours, each at most `room` characters long."""
+    lines = b"".join(_table(found, columns, colour=False, room=room)).decode()
+    return lines.splitlines() or ["  ".join(column.head for column in columns)[:room]]
+
+
 def show_facts(facts: Iterable[tuple[str, str]], environ: Mapping[str, str]) -> None:
     """Name and value on a line; what is empty is left out."""
     told = [(name, printable(value)) for name, value in facts if value]

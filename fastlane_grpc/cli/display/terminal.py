@@ -4,7 +4,7 @@ over."""
 import os
 import select
 import signal
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NoReturn
 
 from fastlane_grpc.cli.errors import Failure
@@ -101,6 +101,19 @@ class LiveLine:
         if self.shown:
             write(2, b"\r\x1b[K")
             self.shown = False
+
+
+class Screen:
+    """Lines of a terminal, on stdout, that are written over again and again."""
+
+    def __init__(self) -> None:
+        self._rows = 0
+
+    def draw(self, lines: Sequence[str]) -> None:
+        """Show these lines in place of those before. None may be longer than the terminal is wide."""
+        up = f"\x1b[{self._rows}F" if self._rows else ""
+        write(1, "\n".join([f"{up}\x1b[J{lines[0]}", *lines[1:], ""]).encode())
+        self._rows = len(lines)
 
 
 def _die_of_broken_pipe() -> NoReturn:

@@ -5,7 +5,7 @@ import { el, show, showAnew } from "./dom.js";
 import { isFinal, millis, outcomeDetail, outcomeText, shortId, stateName } from "./format.js";
 import { LogSource } from "./log/log_source.js";
 import { LogView } from "./log/log_view.js";
-import { badge, button, confirm, runningTime, taskLink, throttled, waitingText } from "./parts.js";
+import { badge, button, confirm, outputsLink, runningTime, taskLink, throttled, waitingText } from "./parts.js";
 
 export async function executionView(main, here, id) {
   let { execution } = await get(path("executions", id), {}, here.signal);
@@ -73,7 +73,7 @@ function headOf(execution, stop) {
         waiting ? el("span", { class: "waits" }, waiting) : null,
         time ? el("span", { title: "Time that the container runs" }, time) : null,
         execution.host ? el("span", {}, "on ", execution.host) : null),
-      el("div", { class: "actions" }, final ? null : button("stop", "Stop", stop, { "data-action": "stop" }))),
+      el("div", { class: "actions" }, outputsLink(execution), final ? null : button("stop", "Stop", stop, { "data-action": "stop" }))),
     detail ? el("p", { class: "detail" }, detail) : null,
   ];
 }

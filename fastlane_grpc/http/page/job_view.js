@@ -4,7 +4,7 @@ import { get, path, post } from "./api.js";
 import { follow } from "./changes.js";
 import { el, show, showAnew } from "./dom.js";
 import { count, dateTime, isFinal, millis, outcomeDetail, outcomeText, shortId, stateName } from "./format.js";
-import { agoOf, badge, button, confirm, living, section, taskLink, throttled, waitingText } from "./parts.js";
+import { agoOf, badge, button, confirm, living, outputsLink, section, taskLink, throttled, waitingText } from "./parts.js";
 import { legend, timeline } from "./timeline.js";
 
 const EXECUTIONS = 50;
@@ -112,6 +112,7 @@ function headOf(job, act) {
       el("h1", {}, el("span", { class: "quiet" }, "Job "), el("span", { class: "id" }, shortId(job.id)), badge(job.state)),
       el("div", { class: "actions" },
         job.execution ? el("a", { class: "button primary", href: path("executions", job.execution.id) }, "Show the log") : null,
+        outputsLink(job.execution),
         actions.map(([action, text, name = action]) => button(name, text, () => act(action), { "data-action": action })))),
     final && job.outcome
       ? el("p", { class: "outcome", "data-kind": job.state === "STATE_SUCCEEDED" ? "good" : "bad" },

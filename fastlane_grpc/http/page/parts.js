@@ -2,7 +2,7 @@
 
 import { path } from "./api.js";
 import { el, icon } from "./dom.js";
-import { ago, dateTime, isFinal, millis, outcomeText, shortId, span, stateKind, stateName, words } from "./format.js";
+import { ago, bytes, dateTime, isFinal, millis, outcomeText, shortId, span, stateKind, stateName, words } from "./format.js";
 
 export function badge(state) {
   return el("span", { class: "badge", "data-kind": stateKind(state), "data-state": state }, stateName(state));
@@ -54,6 +54,14 @@ export function waitingText(waiting) {
   if (Number(waiting.ahead)) parts.push(`${waiting.ahead >= 1000 ? "1000 or more" : waiting.ahead} ahead`);
   const text = parts.join(", ");
   return Number.isFinite(due) ? living((now) => `${text} · ${due > now ? ago(due, now) : "due"}`, dateTime(due)) : text;
+}
+
+/** Return a link to the files that were kept of an execution; null if there are none. */
+export function outputsLink(execution) {
+  const size = Number(execution?.outputs?.size_bytes ?? 0);
+  if (!size) return null;
+  return el("a", { class: "button", "data-action": "outputs", href: path("executions", execution.id, "outputs"), download: true, title: "Download the files that were kept, as a tar" },
+    icon("download"), el("span", {}, `Outputs, ${bytes(size)}`));
 }
 
 /** Return how long an execution has run, or ran. */

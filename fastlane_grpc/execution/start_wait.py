@@ -1,0 +1,95 @@
+"""The wait between the start of a container and its beginning, on a backend that first has to find a node for it.
+
+While it waits, a stop or the expire_time of the execution revokes the start, if the container has no node yet.
+"""
+
+from dataclasses import replace
+
+from fastlane_grpc.backend import BackendRefuses, Container, Diagnosis, RefusalKind, StartWait
+from fastlane_grpc.clock import boottime
+from fastlane_grpc.execution.events import Died
+from fastlane_grpc.execution.lifecycle import Lifecycle, StopRequested
+from fastlane_grpc.model import Stop, Waiting, WaitReason, utc_now
+from fastlane_grpc.runner import StopCommand
+
+# Pause between two looks without an event. Events tell of every change; one may be missed.
+LOOK_SECONDS = 30.0
+
+
+class Expired(Exception):
+    """The expire_time of the execution came before its start."""
+
+
+def wait_until_begun(lifecycle: Lifecycle) -> Container:
+    """Wait until a container runs or has ended, and return its state.
+
+    A stop that cannot be revoked any more ends the wait, too: it is the next command of the lifecycle. Raises
+    BackendRefuses if the start was given up, StopRequested or Expired if it was revoked, BackendDown, LeftToNextServer.
+    """
+    try:
+        return _wait(lifecycle)
+    finally:
+        lifecycle.report_waiting(None)
+
+
+def revoke_for(lifecycle: Lifecycle, stop: Stop) -> None:
+    """Revoke the start of a container. If that is not possible, the stop is the next command of the lifecycle.
+
+    Raises StopRequested if it was revoked.
+    """
+    if lifecycle.backend.revoke(lifecycle.container):
+        raise StopRequested(stop)
+    lifecycle.defer(StopCommand(stop))
+
+
+def _wait(lifecycle: Lifecycle) -> Container:
+    give_up = expiry = float("inf")
+    if lifecycle.execution.expire_time:
+        expiry = boottime() + (lifecycle.execution.expire_time - utc_now()).total_seconds()
+    wait = None
+    while True:
+        container = _look(lifecycle)
+        if container.alive or container.ended:
+            return container
+        if container.start_failure:
+            give_up = min(give_up, boottime() + lifecycle.context.retry_seconds)
+            _check(container.start_failure, is_late=boottime() >= give_up)
+        wait = _report(lifecycle, container.start_wait, wait)
+        if boottime() >= expiry:
+            if lifecycle.backend.revoke(lifecycle.container):
+                raise Expired
+            # It has a node, and begins: as on any other host, it was started in time.
+            expiry = float("inf")
+        received = lifecycle.receive(min(LOOK_SECONDS, give_up - boottime(), expiry - boottime()))
+        if isinstance(received, StopCommand):
+            revoke_for(lifecycle, received.stop)
+            return _look(lifecycle)
+        if isinstance(received, Died) and received.container_id in {"", lifecycle.container.container_id}:
+            lifecycle.defer(received)
+            return _look(lifecycle)
+
+
+def _look(lifecycle: Lifecycle) -> Container:
+    container = lifecycle.backend.inspect(lifecycle.container)
+    if container is None:
+        text = "somebody removed the container while it waited for its start"
+        raise BackendRefuses(Diagnosis(text, text, text, RefusalKind.CUT_OFF))
+    return container
+
+
+def _check(failure: Diagnosis, *, is_late: bool) -> None:
+    """Raise BackendRefuses if the container is not started for good, or was not started for too long."""
+    if failure.refusal is RefusalKind.FINAL or is_late:
+        raise BackendRefuses(replace(failure, refusal=RefusalKind.FINAL))
+
+
+def _report(lifecycle: Lifecycle, wait: StartWait | None, before: StartWait | None) -> StartWait | None:
+    """Report what the container waits for, if that has changed. Return it."""
+    if wait is None or wait == before:
+        return before
+    if wait.node and wait.text:
+        lifecycle.log_line(f"node {wait.node} does not start it for now, and tries again: {wait.text}")
+    needs_node = wait.text and not wait.node
+    detail = f"the cluster has no node for it: {wait.text}"
+    lifecycle.report_waiting(Waiting(WaitReason.NO_FREE_SLOT, detail, utc_now()) if needs_node else None)
+    return wait
