@@ -6,16 +6,39 @@ import struct
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import BinaryIO
+from typing import BinaryIO, TypeAlias
 
 from tests.cutting_relay import Relay
 from tests.hostile_http2 import DATA, END_HEADERS, END_STREAM, GOAWAY, HEADERS, RST_STREAM, SETTINGS, frame
 
-WINDOW_UPDATE, ACKNOWLEDGED = 8, 1
+WINDOW_UPDATE, CONTINUATION = 8, 9
+ACKNOWLEDGED = 1
 # Error codes of HTTP/2.
 NO_ERROR, INTERNAL_ERROR, REFUSED_STREAM, CANCEL, ENHANCE_YOUR_CALM = 0, 2, 7, 8, 11
 # Trailers of a call that ended well, as literals: no table of either side changes.
 OK = b"\0\x0bgrpc-status\x010"
+
+
+# The kind of a frame, its flags and its payload. Its stream is that of the request.
+Frame: TypeAlias = tuple[int, int, bytes]
+
+
+def fields_of(status: int, content_type: bytes, *more: tuple[bytes, bytes]) -> bytes:
+    """Return the headers of an answer. ":status" and "content-type" by their places in the table that both sides begin
+    with."""
+    fields = [b"\x08" + text(str(status).encode()), b"\x0f\x10" + text(content_type)]
+    return b"".join([*fields, *(b"\0" + text(name) + text(value) for name, value in more)])
+
+
+def text(value: bytes) -> bytes:
+    """Return a text of a header with its length before it."""
+    if len(value) < 127:
+        return bytes([len(value)]) + value
+    length, rest = [127], len(value) - 127
+    while rest > 127:
+        length.append(128 | rest & 127)
+        rest >>= 7
+    return bytes([*length, rest]) + value
 
 
 @dataclass(frozen=True)
@@ -35,15 +58,25 @@ class Http2Relay(Relay):
     so on.
 
     `statuses` are answered before that, one to each connection, by a proxy that lets nobody in; the last one for ever
-    if it is below 500."""
+    if it is below 500. `nonsense` is answered to the first connection: bytes at once, frames to the first request."""
 
-    def __init__(self, address: str, breaks: Sequence[Break] = (), statuses: Sequence[int] = ()) -> None:
+    def __init__(
+        self,
+        address: str,
+        breaks: Sequence[Break] = (),
+        statuses: Sequence[int] = (),
+        nonsense: bytes | Sequence[Frame] = b"",
+    ) -> None:
         self.breaks = list(breaks)
         self.statuses = list(statuses)
+        self.nonsense = nonsense
         super().__init__(address)
 
     def _serve(self, near: socket.socket) -> None:
-        if self.statuses:
+        if self.nonsense:
+            nonsense, self.nonsense = self.nonsense, b""
+            self._babble(near, nonsense)
+        elif self.statuses:
             self._refuse(near)
         else:
             self._connect(near)
@@ -99,26 +132,43 @@ class Http2Relay(Relay):
 
     def _refuse(self, near: socket.socket) -> None:
         with contextlib.suppress(OSError), near, near.makefile("rb") as source:
-            status = str(self.statuses[0]).encode()
-            # ":status" and "content-type" by their places in the table that both sides begin with.
-            fields = b"\x08\x03" + status + b"\x0f\x10\x09text/html"
-            source.read(24)
-            near.sendall(frame(SETTINGS, 0, 0, b""))
-            for header, _ in _frames(source):
-                kind, flags, stream = _parsed(header)
-                if kind == SETTINGS and not flags & ACKNOWLEDGED:
-                    near.sendall(frame(SETTINGS, ACKNOWLEDGED, 0, b""))
-                if kind == HEADERS:
-                    near.sendall(frame(HEADERS, END_HEADERS, stream, fields))
-                    near.sendall(frame(DATA, END_STREAM, stream, b"<h1>no</h1>"))
-                    if len(self.statuses) > 1 or self.statuses[0] >= 500:
-                        # The next connection gets something else.
-                        self.statuses.pop(0)
-                        break
-            # What the client still sends is read, as data that nobody reads would make of the end a reset.
-            near.shutdown(socket.SHUT_WR)
-            while source.read(1):
-                pass
+            fields = fields_of(self.statuses[0], b"text/html")
+            for stream in _requests(near, source):
+                near.sendall(frame(HEADERS, END_HEADERS, stream, fields))
+                near.sendall(frame(DATA, END_STREAM, stream, b"<h1>no</h1>"))
+                if len(self.statuses) > 1 or self.statuses[0] >= 500:
+                    # The next connection gets something else.
+                    self.statuses.pop(0)
+                    break
+            _leave(near, source)
+
+    def _babble(self, near: socket.socket, nonsense: bytes | Sequence[Frame]) -> None:
+        with contextlib.suppress(OSError), near, near.makefile("rb") as source:
+            if isinstance(nonsense, bytes):
+                near.sendall(nonsense)
+            else:
+                stream = next(_requests(near, source))
+                near.sendall(b"".join(frame(kind, flags, stream, payload) for kind, flags, payload in nonsense))
+            _leave(near, source)
+
+
+def _requests(near: socket.socket, source: BinaryIO) -> Iterator[int]:
+    """Answer the settings of a client, and yield the stream of each of its requests."""
+    source.read(24)
+    near.sendall(frame(SETTINGS, 0, 0, b""))
+    for header, _ in _frames(source):
+        kind, flags, stream = _parsed(header)
+        if kind == SETTINGS and not flags & ACKNOWLEDGED:
+            near.sendall(frame(SETTINGS, ACKNOWLEDGED, 0, b""))
+        if kind == HEADERS:
+            yield stream
+
+
+def _leave(near: socket.socket, source: BinaryIO) -> None:
+    """End the connection. What the client still sends is read: data that nobody reads would make of the end a reset."""
+    near.shutdown(socket.SHUT_WR)
+    while source.read(1):
+        pass
 
 
 class _Writer:

@@ -56,6 +56,10 @@ func errorOf(err error) *Error {
 	if failure.Code == codes.Unavailable && strings.Contains(failure.Message, "tls: ") {
 		failure.Code = codes.Unauthenticated
 	}
+	// A code that gRPC does not have.
+	if failure.Code > codes.Unauthenticated {
+		failure.Code = codes.Unknown
+	}
 	for _, detail := range answer.Details() {
 		switch detail := detail.(type) {
 		case *errdetails.ErrorInfo:

@@ -23,18 +23,24 @@ from tests.certificates import Authority
 from tests.conformance.driving import Driver
 from tests.conformance.languages import Language
 from tests.cutting_relay import CuttingRelay
+from tests.hostile_http2 import DATA, END_HEADERS, END_STREAM, HEADERS
 from tests.http2_relay import (
     CANCEL,
+    CONTINUATION,
     ENHANCE_YOUR_CALM,
     INTERNAL_ERROR,
     NO_ERROR,
     REFUSED_STREAM,
     Break,
+    Frame,
     Http2Relay,
+    fields_of,
+    text,
 )
 from tests.scripted_server import CUTS, Cut, Log, Piece, ScriptedServer
 from tests.serving import Server, instance, serving_on
 from tests.tailing import HELLO, forget, unused_address
+from tests.tools import ROOT
 
 SECONDS = 60
 EVERY_BYTE = bytes(range(256))
@@ -49,6 +55,24 @@ HELLO_AGAIN = Piece(
     ).SerializeToString()
 )
 HELLO_BYTES = HELLO.data(pb.SOURCE_STDOUT)
+# What is no answer of a fastlane server: of another protocol, or of HTTP/2 and no gRPC, or no message, or too much.
+BEGIN = (HEADERS, END_HEADERS, fields_of(200, b"application/grpc"))
+NONSENSE: Mapping[str, bytes | Sequence[Frame]] = {
+    "another protocol": b"SSH-2.0-OpenSSH_9.2\r\n",
+    "HTTP/1.1": b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nno",
+    "noise": random.Random(7).randbytes(500),
+    "a page": [(HEADERS, END_HEADERS, fields_of(200, b"text/html")), (DATA, END_STREAM, b"<h1>no</h1>")],
+    "no headers": [(DATA, END_STREAM, b"\0\0\0\0\0")],
+    "no message": [BEGIN, (DATA, END_STREAM, b"\0\0\0\0\x05\xff\xff\xff\xff\xff")],
+    "a compressed message": [BEGIN, (DATA, 0, b"\1\0\0\0\x05\xff\xff\xff\xff\xff")],
+    "no status": [(HEADERS, END_HEADERS | END_STREAM, fields_of(200, b"application/grpc", (b"grpc-status", b"no")))],
+    "status 99": [(HEADERS, END_HEADERS | END_STREAM, fields_of(200, b"application/grpc", (b"grpc-status", b"99")))],
+    "headers of a megabyte": [
+        (HEADERS, 0, fields_of(200, b"application/grpc", *[(b"x", b"x" * 4000)] * 4)),
+        *[(CONTINUATION, 0, b"".join([b"\0\1x" + text(b"x" * 4000)] * 4))] * 63,
+        (CONTINUATION, END_HEADERS, b""),
+    ],
+}
 
 
 @dataclass(frozen=True)
@@ -65,6 +89,15 @@ class Real:
 def octal(data: bytes) -> str:
     """Return the data as printf takes it."""
     return "".join(f"\\{byte:03o}" for byte in data)
+
+
+def status_codes() -> Iterator[tuple[grpc.StatusCode, bool]]:
+    """Yield the codes of the table in clients/README.md, and whether a client gives up then."""
+    page = (ROOT / "clients" / "README.md").read_text()
+    for names, does in re.findall(r"^\| ([A-Z]{4}.*?) \| [\d, ]+ \| (gives up|calls again)", page, re.MULTILINE):
+        # Without details, ABORTED is not of fastlane.
+        for name in {*re.findall("[A-Z_]{4,}", names)} - {"ABORTED"}:
+            yield grpc.StatusCode[name], does == "gives up"
 
 
 def enqueue_all(client: Client, image: str) -> Mapping[str, pb.Job]:
@@ -426,6 +459,24 @@ class Suite:
         with closing(Http2Relay(real.address, statuses=[status])) as relay:
             assert driver.tail(relay.address, execution=real.execution("1")).status == 1
             assert not relay.statuses
+
+    def test_an_answer_that_is_nonsense_is_an_interruption(self, driver: Driver, scripted: ScriptedServer) -> None:
+        scripted.logs["e"] = HELLO
+        for name, nonsense in NONSENSE.items():
+            with closing(Http2Relay(scripted.address, nonsense=nonsense)) as relay:
+                ran = driver.tail(relay.address, execution="e", heartbeat_seconds=0.4)
+            assert (ran.status, ran.stdout) == (0, HELLO_BYTES), f"{name} {ran}"
+            assert ran.report["disconnects"] >= 1
+
+    def test_the_status_code_alone_says_when_a_tail_gives_up(self, driver: Driver, scripted: ScriptedServer) -> None:
+        scripted.logs["e"] = HELLO
+        for code, gives_up in status_codes():
+            scripted.refusals.append((code, "", {}))
+            ran = driver.tail(scripted.address, execution="e")
+            if gives_up:
+                assert (ran.error["code"], ran.error.get("reason", "")) == (code.value[0], "")
+            else:
+                assert (ran.status, ran.stdout, ran.report.get("disconnects")) == (0, HELLO_BYTES, 1), f"{code} {ran}"
 
     @pytest.mark.parametrize(("status", "code"), [(401, 16), (403, 7), (404, 12)])
     def test_a_proxy_that_lets_nobody_in_ends_calls_and_tails(

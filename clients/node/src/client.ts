@@ -116,33 +116,34 @@ export class Client {
     init: MessageInitShape<M["input"]>,
     { timeoutMs = 30_000, signal }: CallOptions = {},
   ): Promise<MessageShape<M["output"]>> {
-    const deadline = Date.now() + timeoutMs;
+    // By a clock that nobody sets.
+    const end = performance.now() + timeoutMs;
     const request = create(method.input, init) as MessageShape<M["input"]>;
     let error: FastlaneError | undefined;
     for (let failures = 0; ; failures++) {
       try {
-        return await this.#once(method, request, deadline, signal);
+        return await this.#once(method, request, end - performance.now(), signal);
       } catch (caught) {
         signal?.throwIfAborted();
         const failure = errorOf(caught);
         // The end of the time does not say why: the failure before it does.
         error = failure.code === status.DEADLINE_EXCEEDED ? (error ?? failure) : failure;
       }
-      if (!error.passing || Date.now() + (error.retryAfterMs ?? 0) >= deadline) {
+      if (!error.passing || performance.now() + (error.retryAfterMs ?? 0) >= end) {
         throw error;
       }
       await pause(failures, error, signal);
     }
   }
 
-  #once<M extends Unary>(method: M, request: MessageShape<M["input"]>, deadline: number, signal?: AbortSignal) {
+  #once<M extends Unary>(method: M, request: MessageShape<M["input"]>, leftMs: number, signal?: AbortSignal) {
     signal?.throwIfAborted();
     return new Promise<MessageShape<M["output"]>>((resolve, reject) => {
       const answered = (error: ServiceError | null, answer?: MessageShape<M["output"]>): void => {
         signal?.removeEventListener("abort", cancel);
         return error ? reject(error) : resolve(answer!);
       };
-      const sent = [request, metadataOf(this.#options), { deadline }] as const;
+      const sent = [request, metadataOf(this.#options), { deadline: Date.now() + leftMs }] as const;
       const call = this.#connection.makeUnaryRequest(...codecOf(method), ...sent, answered);
       const cancel = (): void => call.cancel();
       signal?.addEventListener("abort", cancel);

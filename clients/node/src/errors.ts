@@ -62,13 +62,14 @@ export function errorOf(error: unknown): FastlaneError {
   if (error instanceof FastlaneError) {
     return error;
   }
-  const { code, details, metadata } = error as Partial<ServiceError>;
-  if (typeof code !== "number") {
+  const { code = NaN, details = "", metadata } = error as Partial<ServiceError>;
+  if (!metadata) {
     throw error;
   }
   // The handshake failed, which does not pass by itself.
-  const refused = code === status.UNAVAILABLE && TLS_FAILED.test(details ?? "");
-  return new FastlaneError(refused ? status.UNAUTHENTICATED : code, details ?? "", metadata);
+  const refused = code === UNAVAILABLE && TLS_FAILED.test(details);
+  // For an answer that is nonsense gRPC has none of its codes.
+  return new FastlaneError(refused ? status.UNAUTHENTICATED : code in status ? code : UNKNOWN, details, metadata);
 }
 
 /** A stream that ended like this may be called again. Its request is never too large: without a reason,
