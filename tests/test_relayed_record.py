@@ -66,7 +66,7 @@ def test_a_piece_that_does_not_fit_changes_nothing(tmp_path: Path, offset: int, 
         record.store(offset, b"x" * size)
     assert (tmp_path / "log").read_bytes() == b"first"
     record.store(5, b" second")
-    assert (record.sync(), (tmp_path / "log").read_bytes()) == (12, b"first second")
+    assert (record.finish(), (tmp_path / "log").read_bytes()) == (12, b"first second")
     record.close()
 
 
@@ -76,7 +76,7 @@ def test_blocks_are_skipped_only_under_a_size_limit(tmp_path: Path) -> None:
     with pytest.raises(PieceInvalid):
         record.store(3 * BLOCK_BYTES + 1, b"later")
     record.store(3 * BLOCK_BYTES, b"later")
-    assert record.sync() == 3 * BLOCK_BYTES + 5
+    assert record.finish() == 3 * BLOCK_BYTES + 5
     record.close()
 
 
