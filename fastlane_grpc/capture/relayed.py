@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,13 +18,14 @@ from typing import Any
 import structlog
 
 from fastlane_grpc.backend import CannotRun, Image
-from fastlane_grpc.capture.capture import ContainerEnd, ReadSecrets, ask_record, not_kept, trailer_of
+from fastlane_grpc.capture.capture import ContainerEnd, ReadSecrets, not_kept
 from fastlane_grpc.capture.handoff import CommandStatus, Delivery
 from fastlane_grpc.capture.record_retries import retry_until_written
 from fastlane_grpc.capture.relay_tokens import RelayTokens
 from fastlane_grpc.capture.relayed_record import Permission, close, decide, new_pod, permission
+from fastlane_grpc.capture.written_record import first_byte_time_in, trailer_in
 from fastlane_grpc.model import Cause, Execution, Reason, Source
-from fastlane_grpc.record import Chunk, Position, RecordSealed, RecordWriter, Trailer, open_record
+from fastlane_grpc.record import RecordSealed, RecordWriter, Trailer, open_record
 
 # A relay of a pod that has ended is given up after this time without a byte. Its pauses between two tries are shorter.
 SILENCE_SECONDS = 30.0
@@ -128,6 +129,9 @@ class RelayedCapture:
     def use_secrets(self, read: ReadSecrets) -> None:
         raise CannotRun(Reason.REFUSED_BY_ENGINE, "a job on Kubernetes takes no secrets")
 
+    def use_stdin(self, content: Path) -> None:
+        raise CannotRun(Reason.REFUSED_BY_ENGINE, "a job on Kubernetes takes no standard input")
+
     def discard_secrets(self) -> None:
         """Do nothing, as there are none."""
 
@@ -172,26 +176,14 @@ class RelayedCapture:
         return trailer
 
     def trailer(self) -> Trailer | None:
-        try:
-            return retry_until_written(
-                partial(ask_record, self._record, partial(trailer_of, execution_id=self._execution_id))
-            )
-        except FileNotFoundError:
-            return None
+        return trailer_in(self._record, self._execution_id)
 
     def detach(self) -> None:
         """Do nothing, as nothing is open."""
 
     @property
     def first_byte_time(self) -> datetime | None:
-        try:
-            beginning = retry_until_written(
-                partial(ask_record, self._record, lambda reader: reader.read(Position.BEGIN))
-            )
-        except FileNotFoundError:
-            return None
-        first = next(iter(beginning.entries), None)
-        return datetime.fromtimestamp(first.time_ns / 1e9, UTC) if isinstance(first, Chunk) else None
+        return first_byte_time_in(self._record)
 
     def _delivered(self) -> Trailer | None:
         """Wait for the trailer, and return it; None if everything came without one, or nothing comes any more."""
