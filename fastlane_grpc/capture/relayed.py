@@ -40,7 +40,7 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class RelayKit:
-    """What pods need for the capture: the image with the relay and the recorder, and the server's address for relays.
+    """The parts of a capture in pods: the image with the relay and the recorder, and the server's address for relays.
 
     `max_log_bytes`: the size limit of a record; 0: none.
     """

@@ -121,7 +121,7 @@ class RelayedRecord:
             raise StartRevoked(f"the start of this execution was {decided.value}")
         if self._file < 0:
             self._file = open_record(self._directory / "log", os.O_RDWR | os.O_CREAT)
-        # Who seals the record waits for this lock.
+        # A seal waits for this lock.
         fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         self._limit = Limit(self._file, self._max_bytes, 0) if self._max_bytes else None
         # The last block is sent again: a machine that went down may have lost what was not synced of it.
