@@ -1,4 +1,4 @@
-"""Questions of a capture to a record that another program writes. Each waits while the disk, or the kernel, allows no answer."""
+"""Questions of a capture to a record that another program writes. Each waits while the disk allows no answer."""
 
 from datetime import UTC, datetime
 from functools import partial
