@@ -140,7 +140,7 @@ func follow(client *fastlane.Client, id string, options *options, notes *notes) 
 			}
 			// A cut that heals at once is nobody's concern.
 			if failures == 2 && !options.quiet {
-				notes.say("the server does not respond (%v); trying again", cut)
+				notes.say("the server at %s does not respond (%v); trying again", options.address, cut)
 			}
 			continue
 		}
