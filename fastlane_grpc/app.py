@@ -24,7 +24,7 @@ from fastlane_grpc.debugging import DebugDump, RecentLines, block_signals
 from fastlane_grpc.dispatcher import LONGEST_SLEEP_SECONDS, Dispatcher
 from fastlane_grpc.docker import CaptureChoice, DockerBackend, DockerCaptures, Engine, capture_without_engine
 from fastlane_grpc.errors import CannotServe, ServerFailed, StoreFailed
-from fastlane_grpc.execution import BackendRunner, Host, RemovedHostRunner, Step, Sweeper, UsageSampler
+from fastlane_grpc.execution import BackendRunner, Host, RemovedHostRunner, Step, Sweeper, UsageSampler, callers_trace
 from fastlane_grpc.health_socket import open_health_socket
 from fastlane_grpc.http.limits import HttpLimits
 from fastlane_grpc.inputs import InputFiles
@@ -40,6 +40,7 @@ from fastlane_grpc.secrets import NamedSecrets
 from fastlane_grpc.slots import HostSlots
 from fastlane_grpc.store import Quota, Rules, Store, StoreHealth
 from fastlane_grpc.supervisor import Supervisor
+from fastlane_grpc.tracing import ADVICE, Tracing
 from fastlane_grpc.trust import Access, CertificateFiles, Certificates, TokenFile, TokensUnusable
 from fastlane_grpc.wakeup import Wakeup
 from fastlane_grpc.watch import WatchHub
@@ -124,6 +125,8 @@ class Server:
     access: Access | None = None
     # Where calls are logged; None: nowhere.
     call_log: CallLog | None = None
+    # None: no traces are exported.
+    tracing: Tracing | None = None
 
     def __init__(
         self,
@@ -202,6 +205,7 @@ class Server:
         self.open_logs(parts)
         self.open_tails(parts)
         self.open_watches(parts)
+        self.open_tracing(parts)
         self.open_hosts(parts)
         self.open_dispatcher(parts)
         self.open_sweepers(parts)
@@ -293,6 +297,19 @@ class Server:
         self.listeners.append(self.watches.changed)
         self.run(parts, "watches of jobs", self.watches.run, restart=True)
 
+    def open_tracing(self, parts: AsyncExitStack) -> None:
+        """Export traces of executions, if that is on. Closed after the last execution's thread."""
+        if not self.settings.tracing:
+            return
+        try:
+            from fastlane_grpc.tracing.otlp import OtlpExporter
+        except ImportError as error:
+            raise CannotServe(f"tracing is on, and OpenTelemetry is not installed: {ADVICE}") from error
+        self.tracing = Tracing(self.store, OtlpExporter(self.store.instance))
+        parts.push_async_callback(self.tracing.close)
+        self.listeners.append(self.tracing.on_commit)
+        self.run(parts, "traces", self.tracing.run, restart=True)
+
     def open_hosts(self, parts: AsyncExitStack) -> None:
         """Create the hosts. They listen from `open_sweepers` on, and are closed after the last execution's thread."""
         settings = self.settings
@@ -312,6 +329,7 @@ class Server:
                 inputs=self.input_files,
                 secrets=NamedSecrets(settings.secrets),
                 max_output_bytes=settings.max_output_bytes,
+                trace_of=self.tracing.trace_of if self.tracing else callers_trace,
             )
             for host in self.hosts
         ]

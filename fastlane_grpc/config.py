@@ -524,6 +524,11 @@ class Settings:
         read_slow_call,
         "time from which on the server's log tells of a call that took it, as 500ms; or off",
     )
+    tracing: bool = setting(
+        lambda: False,
+        read_switch,
+        "export a trace of each job by OTLP, as the variables OTEL_* say; needs the extra otel",
+    )
     engine: str = setting(lambda: default_engine(os.environ), read_engine, _ADDRESS)
     capture: CaptureMode = setting(
         lambda: CaptureMode.AUTO, read_capture, "capture mode: recorder, attach, or auto (recorder where it works)"
@@ -879,6 +884,12 @@ def default_engine(environ: Mapping[str, str]) -> str:
     [engine] = [each for each in SETTINGS if each.name == "engine"]
     address: str = _read(engine, environ.get("DOCKER_HOST") or DEFAULT_ENGINE, "environment variable DOCKER_HOST")
     return address
+
+
+def otlp_protocol(environ: Mapping[str, str] = os.environ) -> str:
+    """The protocol of OpenTelemetry's own variables; grpc if they name none."""
+    names = ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")
+    return next(filter(None, map(environ.get, names)), "grpc")
 
 
 def default_cert_dir(environ: Mapping[str, str]) -> Path | None:

@@ -570,6 +570,30 @@ class Usage:
     time: datetime | None = None
 
 
+class OutputKind(IntEnum):
+    """The kind of an entry of outputs. Numbers of the contract."""
+
+    FILE = 1
+    DIRECTORY = 2
+    SYMBOLIC_LINK = 3
+    HARD_LINK = 4
+
+
+@dataclass(frozen=True, slots=True)
+class OutputEntry:
+    """A file, a directory or a link of outputs. `content_offset`: where its content begins in the archive."""
+
+    path: str
+    kind: OutputKind
+    size_bytes: int
+    mode: int
+    uid: int
+    gid: int
+    modify_time: datetime
+    target: str
+    content_offset: int
+
+
 class OutputsFault(IntEnum):
     """The reason why outputs were not kept. Numbers of the contract."""
 

@@ -24,6 +24,7 @@ from fastlane_grpc.store import StoreHealth
 from fastlane_grpc.v1 import fastlane_pb2 as pb
 from fastlane_grpc.v1 import fastlane_pb2_grpc as pb_grpc
 from fastlane_grpc.watch import WatchHub
+from tests.new_database import make_database
 from tests.parts import Parts
 
 Detail = TypeVar("Detail", bound=Message)
@@ -106,6 +107,7 @@ class RpcHarness(Parts):
 
     def open_store(self, parts: Any) -> None:
         """As the app opens it, with its limits."""
+        make_database(self.database)
         Server.open_store(self, parts)
 
     def open_retention(self, parts: Any) -> None:

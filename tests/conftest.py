@@ -5,11 +5,21 @@ import os
 from collections.abc import Generator
 
 import pytest
+import structlog
 from hypothesis import settings
 
 # The same examples in each run: a red run tells of the change. `make chaos` looks at others, by the profile "default".
 settings.register_profile("same", derandomize=True)
 settings.load_profile("same")
+
+# Tracebacks as a server's log has them. By default `rich` draws each, with values, in a tenth of a second.
+structlog.configure(
+    processors=[
+        structlog.processors.add_log_level,
+        structlog.processors.format_exc_info,
+        structlog.dev.ConsoleRenderer(colors=False, exception_formatter=structlog.dev.plain_traceback),
+    ]
+)
 
 pytest_plugins = ["tests.engine", "tests.wheel", "tests.cluster.fixtures", "tests.conformance.results"]
 

@@ -29,6 +29,7 @@ from fastlane_grpc.record import Chunk, Gap, Position, RecordReader, Trailer
 from fastlane_grpc.runner import LeaveCommand, Mailbox, StopCommand
 from fastlane_grpc.store import Store
 from tests import probed
+from tests.new_database import make_database
 from tests.tools import ROOT, script, tool
 
 SECONDS = 60
@@ -202,6 +203,7 @@ class EngineHarness:
         self.open()
 
     def open(self) -> None:
+        make_database(self.directory / "fastlane.db")
         self.store = Store.open(self.directory, on_commit=self._committed, loop=self.loop)
         self.logs = Logs(self.directory / "logs")
         self.changed = threading.Condition()

@@ -9,9 +9,10 @@ from typing import Any
 
 from fastlane_grpc.model import Execution, Job, JobSpec, Notification, Outcome, Reason, State
 from fastlane_grpc.store import Quota, Rules, Store
-from fastlane_grpc.store.database import open_for_reading, open_for_writing
+from fastlane_grpc.store.database import open_for_reading
 from fastlane_grpc.store.readers import Readers
 from fastlane_grpc.store.writer import Writer
+from tests.new_database import open_database
 from tests.store_checks import check_jobs, check_lines
 
 SPEC = JobSpec("busybox", command="true")
@@ -35,7 +36,7 @@ class RunsStore:
         self.now = now
         self.path = directory / "fastlane.db"
         self.commits: list[Sequence[Execution]] = []
-        writer = Writer(open_for_writing(self.path), self.path, loop=loop, on_commit=self.commits.append)
+        writer = Writer(open_database(self.path), self.path, loop=loop, on_commit=self.commits.append)
         self.store = Store(
             writer,
             Readers(self.path, loop=loop),

@@ -10,9 +10,10 @@ from fastlane_grpc.app import Server
 from fastlane_grpc.config import Settings
 from fastlane_grpc.model import utc_now
 from fastlane_grpc.store import Rules, Store
-from fastlane_grpc.store.database import Connection, open_for_writing
+from fastlane_grpc.store.database import Connection
 from fastlane_grpc.store.readers import Readers
 from fastlane_grpc.store.writer import Writer
+from tests.new_database import open_database
 
 
 class Parts(Server):
@@ -56,7 +57,7 @@ class Parts(Server):
         self.listeners += self.store.commit_listeners
 
     def open_database(self) -> Connection:
-        return open_for_writing(self.database)
+        return open_database(self.database)
 
     def close_parts(self) -> None:
         self.supervisor.close()

@@ -17,6 +17,7 @@ from docker.errors import APIError
 
 from tests import probed
 from tests.forked import Forked
+from tests.new_database import make_database
 
 # What the process does. A step that is to kill it comes as NAME:N, the Nth time that any execution reaches it.
 _MAIN = """
@@ -76,6 +77,7 @@ class Server:
         if "user" not in (process or {}) and not under and not data_dir.exists():
             data_dir.mkdir(mode=0o700)
             probed.prepare(data_dir)
+            make_database(data_dir / "fastlane.db")
         self._log = Path(f"{data_dir}.log")
         with self._log.open("ab") as log:
             self.process: subprocess.Popen[bytes] | Forked = (

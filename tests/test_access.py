@@ -49,6 +49,7 @@ MAY: Mapping[str, frozenset[str]] = {
             "ListExecutions",
             "StreamExecutionLogs",
             "ReadOutputs",
+            "ListOutputs",
             "GetTask",
             "ListTasks",
             "ListHosts",
@@ -252,7 +253,7 @@ def hidden_requests(guarded: Guarded) -> Mapping[str, tuple[Any, str]]:
     }
     by_execution = {
         name: (GetMessageClass(methods()[name].input_type)(execution_id=execution), "EXECUTION_NOT_FOUND")
-        for name in ["GetExecution", "StopExecution", "StreamExecutionLogs", "ReadOutputs"]
+        for name in ["GetExecution", "StopExecution", "StreamExecutionLogs", "ReadOutputs", "ListOutputs"]
     }
     by_task = {
         name: (GetMessageClass(methods()[name].input_type)(task_id="other"), "TASK_NOT_FOUND")

@@ -353,8 +353,8 @@ main()
     assert "Traceback (most recent call last)" in ended.stderr
 
 
-def test_a_server_loads_http_and_the_client_of_webhooks_when_they_are_needed() -> None:
+def test_a_server_loads_http_traces_and_the_client_of_webhooks_when_they_are_needed() -> None:
     loaded = "import sys, fastlane_grpc.app; print(*{name.partition('.')[0] for name in sys.modules})"
     names = subprocess.run([sys.executable, "-c", loaded], check=True, capture_output=True, text=True).stdout.split()
     assert "grpc" in names
-    assert not {"aiohttp", "prometheus_client", "starlette", "uvicorn"} & {*names}
+    assert not {"aiohttp", "opentelemetry", "prometheus_client", "starlette", "uvicorn"} & {*names}

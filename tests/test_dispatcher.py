@@ -1107,7 +1107,7 @@ def locked(harness: DispatcherHarness) -> Iterator[None]:
 
 
 async def spins_until(true: Callable[[], bool]) -> None:
-    """Lets the loop go round until that is so; for what nobody announces."""
+    """Looks each millisecond whether that is so; for what nobody announces."""
     async with asyncio.timeout(30):
         while not true():  # noqa: ASYNC110
-            await asyncio.sleep(0)
+            await asyncio.sleep(0.001)

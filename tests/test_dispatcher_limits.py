@@ -28,10 +28,10 @@ from fastlane_grpc.pools import Pool, Pools
 from fastlane_grpc.runner import Mailbox
 from fastlane_grpc.slots import HostSlots
 from fastlane_grpc.store import Store
-from fastlane_grpc.store.database import open_for_writing
 from fastlane_grpc.store.readers import Readers
 from fastlane_grpc.store.writer import Writer
 from tests.fakes import Announcements, FakeGone, FakeHost, FakeRunner
+from tests.new_database import open_database
 
 WINDOW = timedelta(seconds=1)
 
@@ -67,7 +67,7 @@ class LimitedDispatcherHarness:
         path = directory / "fastlane.db"
         self.announced = Announcements()
         configured = Pools(pools, list(hosts))
-        writer = Writer(open_for_writing(path), path, loop=loop, on_commit=self._committed, retry_seconds=0.01)
+        writer = Writer(open_database(path), path, loop=loop, on_commit=self._committed, retry_seconds=0.01)
         self.store = Store(writer, Readers(path, loop=loop), instance="", pools=configured)
         self.hosts = {name: FakeHost(name) for name in hosts}
         self.runners = {name: FailingRunner(self.store, host, hold=hold) for name, host in self.hosts.items()}

@@ -20,6 +20,7 @@ from fastlane_grpc.store.job_state import After, Rules
 from fastlane_grpc.store.readers import Readers
 from fastlane_grpc.store.writer import Writer
 from tests.fakes import Announcements, FakeGone, FakeHost, FakeRunner
+from tests.new_database import open_database
 from tests.store_checks import check_jobs, check_lines
 
 SPEC = JobSpec("busybox", command="true")
@@ -59,7 +60,7 @@ class Bench:
         self.path = directory / "fastlane.db"
         self.announced = Announcements()
         clock = now or (lambda: self.time)
-        db = open_for_writing(self.path)
+        db = open_database(self.path)
         db.execute("PRAGMA busy_timeout = 0")
         writer = Writer(db, self.path, loop=loop, on_commit=self._committed, retry_seconds=0.01)
         self.store = CountingStore(writer, Readers(self.path, loop=loop), instance="", now=clock, rules=Rules(after))

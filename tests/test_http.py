@@ -122,7 +122,7 @@ async def test_each_call_with_one_answer_answers(harness: HttpHarness) -> None:
     # Those of a final job and of a host are refused: there is none. The reason shows that the call was made.
     refused = {"RetryJob": "JOB_NOT_FINAL", "DrainHost": "HOST_NOT_FOUND", "ResumeHost": "HOST_NOT_FOUND"}
     refused["RedeliverNotification"] = "DELIVERY_NOT_FOUND"
-    refused["ReadOutputs"] = "OUTPUTS_NOT_FOUND"
+    refused["ReadOutputs"] = refused["ListOutputs"] = "OUTPUTS_NOT_FOUND"
     for route in ROUTES:
         if route.descriptor.server_streaming or route.method in {"StopJob", "StopExecution"}:
             continue

@@ -205,6 +205,31 @@ def test_outputs_of_a_failed_job_are_kept_and_both_clients_read_them(
     assert set(names) == {"report.txt", *(f"src/dist{name}" for name in below)}
     assert names["src/dist/deep/one"] == 0o4751
     assert hashlib.sha256((tmp_path / "src/dist/big").read_bytes()).hexdigest() == big
+    listed = list(client.output_entries(execution.id))
+    with tarfile.open(fileobj=io.BytesIO(archive.getvalue())) as read_back:
+        assert [(each.path, each.mode, each.size_bytes) for each in listed] == [
+            (f"/{each.name}", each.mode, each.size) for each in read_back
+        ]
+    entries = {each.path.removeprefix("/src/dist/"): each for each in listed}
+    # Of two names of one file, the archive has the content with the first.
+    first, second = sorted((entries["deep/one"], entries["hard"]), key=lambda each: each.kind)
+    kinds = [each.kind for each in (first, entries["deep"], entries["link"], second)]
+    assert kinds == [
+        pb.OutputEntry.KIND_FILE,
+        pb.OutputEntry.KIND_DIRECTORY,
+        pb.OutputEntry.KIND_SYMBOLIC_LINK,
+        pb.OutputEntry.KIND_HARD_LINK,
+    ]
+    assert (entries["link"].target, second.target) == ("deep/one", first.path)
+    begin = entries["big"].content_offset
+    assert hashlib.sha256(archive.getvalue()[begin : begin + BIG]).hexdigest() == big
+    paths, token = [], ""
+    while not paths or token:
+        path = f"/executions/{execution.id}/outputs/entries?page_size=3&page_token={token}"
+        page = asyncio.run(ask(server.http_port, "GET", path)).json
+        paths += [each["path"] for each in page["entries"]]
+        token = page.get("next_page_token", "")
+    assert paths == [each.path for each in listed]
     # A link out of the directory is nothing that a caller wants.
     archive.seek(0)
     with pytest.raises(CannotUnpack, match="'src/dist/out' is a symbolic link to '/etc/passwd'"):

@@ -26,7 +26,8 @@ PROGRAMS = {"fastlane_grpc/recorder/bin/recorder-aarch64": 183, "fastlane_grpc/r
 IMPORT_ALL = """
 import fastlane_grpc, importlib, pkgutil
 for each in pkgutil.walk_packages(fastlane_grpc.__path__, "fastlane_grpc."):
-    if not each.name.endswith("__main__"):
+    # The second one needs an extra.
+    if not each.name.endswith(("__main__", ".otlp")):
         importlib.import_module(each.name)
 print(fastlane_grpc.__file__)
 """
@@ -117,6 +118,13 @@ def address(installed: Path, tmp_path: Path) -> Iterator[str]:
     finally:
         server.send_signal(signal.SIGTERM)
         assert server.wait(30) == 0
+
+
+def test_what_was_installed_without_an_extra_says_what_tracing_needs(installed: Path, tmp_path: Path) -> None:
+    command = [installed / "fastlane", "server", "--data-dir", tmp_path / "data", "--tracing"]
+    ended = subprocess.run(command, cwd="/", env=environment(), capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 1
+    assert "OpenTelemetry is not installed: `pip install 'fastlane-grpc[otel]'`" in ended.stderr
 
 
 @pytest.mark.engine

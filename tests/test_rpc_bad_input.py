@@ -121,6 +121,7 @@ CALLS = {
     "PauseSchedule": any_of(pb.PauseScheduleRequest.DESCRIPTOR),
     "ResumeSchedule": any_of(pb.ResumeScheduleRequest.DESCRIPTOR),
     "ReadOutputs": any_of(pb.ReadOutputsRequest.DESCRIPTOR),
+    "ListOutputs": any_of(pb.ListOutputsRequest.DESCRIPTOR),
     "UploadInput": any_of(pb.UploadInputRequest.DESCRIPTOR),
     "WatchJobs": any_of(pb.WatchJobsRequest.DESCRIPTOR),
 }

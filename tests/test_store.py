@@ -56,6 +56,7 @@ from fastlane_grpc.store.readers import Readers
 from fastlane_grpc.store.rows import spec_bytes, spec_from
 from fastlane_grpc.store.writer import SHARED_ENOUGH, SHARED_FROM, SHARED_SECONDS, Writer, Written
 from fastlane_grpc.text.redaction import SecretNames
+from tests.new_database import open_database
 from tests.store_checks import check_jobs, check_lines
 
 SPEC = JobSpec("busybox", command="true")
@@ -78,7 +79,7 @@ class StoreHarness:
         self.path = directory / "fastlane.db"
         self.commits: list[Sequence[Execution]] = []
         self.writer = Writer(
-            open_for_writing(self.path),
+            open_database(self.path),
             self.path,
             loop=loop,
             on_commit=self.commits.append,

@@ -5,8 +5,9 @@ from pathlib import Path
 
 from structlog.testing import capture_logs
 
-from fastlane_grpc.store.database import Connection, open_for_writing
+from fastlane_grpc.store.database import Connection
 from fastlane_grpc.store.writer import Writer, Written
+from tests.new_database import open_database
 
 
 async def test_a_shortage_is_logged_when_it_begins_and_when_it_is_over(tmp_path: Path) -> None:
@@ -31,7 +32,7 @@ async def test_a_shortage_is_logged_when_it_begins_and_when_it_is_over(tmp_path:
         return Written(None)
 
     writer = Writer(
-        open_for_writing(path),
+        open_database(path),
         path,
         loop=asyncio.get_running_loop(),
         on_commit=lambda executions: None,

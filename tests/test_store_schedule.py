@@ -26,6 +26,7 @@ from fastlane_grpc.store.due import expire, handle_ticks, next_time, promote
 from fastlane_grpc.store.job_state import After, Rules
 from fastlane_grpc.store.readers import Readers
 from fastlane_grpc.store.writer import Writer
+from tests.new_database import open_database
 from tests.store_checks import check_jobs, check_lines
 
 SPEC = JobSpec("busybox", command="true")
@@ -54,7 +55,7 @@ class MovedStore:
         self.now = BEGIN
         self.path = directory / "fastlane.db"
         self.commits: list[Sequence[Execution]] = []
-        writer = Writer(open_for_writing(self.path), self.path, loop=loop, on_commit=self.commits.append)
+        writer = Writer(open_database(self.path), self.path, loop=loop, on_commit=self.commits.append)
         self.store = Store(
             writer, Readers(self.path, loop=loop), instance="", now=lambda: self.now, rules=Rules(after), quota=quota
         )

@@ -147,6 +147,12 @@ class Calls:
         data, outputs = await self._service.read_outputs(request.execution_id, request.offset, request.max_bytes)
         return pb.ReadOutputsResponse(data=data, size_bytes=outputs.size_bytes, sha256=outputs.sha256)
 
+    async def list_outputs(self, request: pb.ListOutputsRequest) -> pb.ListOutputsResponse:
+        page = await self._service.output_entries(converters.read_outputs_query(request))
+        response = pb.ListOutputsResponse()
+        response.next_page_token = await write_page(response.entries, page, converters.write_output_entry)
+        return response
+
     async def stop_execution(self, request: pb.StopExecutionRequest) -> pb.StopExecutionResponse:
         grace, violations = converters.read_grace(request)
         execution = await self._service.stop_execution(

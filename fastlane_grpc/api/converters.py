@@ -10,7 +10,7 @@ from fastlane_grpc.api import container_converters, notification_converters, sch
 from fastlane_grpc.api.job_filters import RetryJobsRequest, StopJobsRequest
 from fastlane_grpc.api.job_log_stream import JobLogRequest
 from fastlane_grpc.api.log_stream import LogEnded, LogRequest, LogSuspended, StateChanged
-from fastlane_grpc.api.pages import PageRequest, TaskQuery
+from fastlane_grpc.api.pages import OutputsQuery, PageRequest, TaskQuery
 from fastlane_grpc.api.service import EnqueueRequest, PreviewRequest, PruneRequest, ReplaceRequest
 from fastlane_grpc.api.times import (
     duration,
@@ -31,6 +31,7 @@ from fastlane_grpc.model import (
     JobSpec,
     LogTotals,
     Outcome,
+    OutputEntry,
     Outputs,
     PullPolicy,
     Source,
@@ -187,6 +188,10 @@ def read_execution_query(request: pb.ListExecutionsRequest) -> tuple[PageRequest
         request.job_id, request.task_id, _read_states(request.states, violations), request.host, request.id_prefix
     )
     return PageRequest(query, request.page_size, request.page_token), violations
+
+
+def read_outputs_query(request: pb.ListOutputsRequest) -> PageRequest[OutputsQuery]:
+    return PageRequest(OutputsQuery(request.execution_id), request.page_size, request.page_token)
 
 
 def read_task_query(request: pb.ListTasksRequest) -> PageRequest[TaskQuery]:
@@ -482,6 +487,13 @@ def _write_usage(message: pb.Usage, value: Usage) -> None:
         message.memory_bytes = value.memory_bytes
     if value.time is not None:
         write_time(message.time, value.time)
+
+
+def write_output_entry(message: pb.OutputEntry, value: OutputEntry) -> None:
+    message.path, message.kind = value.path, pb.OutputEntry.Kind.ValueType(value.kind)
+    message.size_bytes, message.mode, message.uid, message.gid = value.size_bytes, value.mode, value.uid, value.gid
+    write_time(message.modify_time, value.modify_time)
+    message.target, message.content_offset = value.target, value.content_offset
 
 
 def _write_outputs(message: pb.Outputs, value: Outputs) -> None:

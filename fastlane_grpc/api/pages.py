@@ -26,8 +26,15 @@ class TaskQuery:
     """A query for all tasks."""
 
 
-Query = JobQuery | ExecutionQuery | TaskQuery | DeliveryQuery | AuditQuery
-Q = TypeVar("Q", JobQuery, ExecutionQuery, TaskQuery, DeliveryQuery, AuditQuery)
+@dataclass(frozen=True, slots=True)
+class OutputsQuery:
+    """A query for the entries of the outputs of an execution."""
+
+    execution_id: str
+
+
+Query = JobQuery | ExecutionQuery | TaskQuery | DeliveryQuery | AuditQuery | OutputsQuery
+Q = TypeVar("Q", JobQuery, ExecutionQuery, TaskQuery, DeliveryQuery, AuditQuery, OutputsQuery)
 
 
 @dataclass(frozen=True, slots=True)

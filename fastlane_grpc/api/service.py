@@ -25,7 +25,7 @@ from fastlane_grpc.api.limits import update_task_violations, why_limited
 from fastlane_grpc.api.log_stream import LogRequest, Send, StreamEncoding, log_stream
 from fastlane_grpc.api.notification_validation import Receivers, notification_violations
 from fastlane_grpc.api.outputs import MAX_PART_BYTES, OutputReader
-from fastlane_grpc.api.pages import MAX_SAMPLED, PageRequest, PageResult, TaskQuery, position_of
+from fastlane_grpc.api.pages import MAX_SAMPLED, OutputsQuery, PageRequest, PageResult, TaskQuery, position_of
 from fastlane_grpc.api.schedule_validation import MAX_PREVIEW, preview_violations
 from fastlane_grpc.api.unstored_stops import UnstoredStops
 from fastlane_grpc.api.unwatched import UnwatchedJobs
@@ -54,6 +54,7 @@ from fastlane_grpc.model import (
     Job,
     JobSpec,
     Notification,
+    OutputEntry,
     Outputs,
     State,
     Stop,
@@ -326,16 +327,29 @@ class Service:
         _require("execution_id", execution_id)
         if max_bytes < 0:
             raise InvalidRequest([Violation("max_bytes", f"is {max_bytes}; it must be 0 (1 MiB) or more")])
-        execution = await self._store.execution(execution_id)
-        outputs = execution.outputs
-        if outputs is None or not outputs.size_bytes:
-            raise OutputsNotFound(execution_id, _why_no_outputs(execution))
+        outputs = await self._outputs_of(execution_id)
         if not 0 <= offset <= outputs.size_bytes:
             raise InvalidRequest(
                 [Violation("offset", f"is {offset}; it must be from 0 to {outputs.size_bytes}, the size")]
             )
         size = min(max_bytes or MAX_PART_BYTES, MAX_PART_BYTES)
         return await self._outputs.part(execution_id, offset, size), outputs
+
+    async def output_entries(self, request: PageRequest[OutputsQuery]) -> PageResult[OutputEntry]:
+        """Return a page of the entries of an execution's outputs. OutputsNotFound."""
+        self._check_serving()
+        query = request.query
+        _require("execution_id", query.execution_id)
+        validation.raise_if_invalid(validation.page_violations(request.size))
+        await self._outputs_of(query.execution_id)
+        (offset,) = position_of(request.token, query) or (0,)
+        return PageResult(query, await self._outputs.entries(query.execution_id, offset, request.max_items))
+
+    async def _outputs_of(self, execution_id: str) -> Outputs:
+        execution = await self._store.execution(execution_id)
+        if execution.outputs is None or not execution.outputs.size_bytes:
+            raise OutputsNotFound(execution_id, _why_no_outputs(execution))
+        return execution.outputs
 
     async def stop(
         self, job_id: str, *, note: str, grace: timedelta | None, conversion_violations: Sequence[Violation] = ()

@@ -228,6 +228,12 @@ class AsyncClient:
         while not await asyncio.to_thread(parts.note, await self._call(self._executions.ReadOutputs, parts.next())):
             pass
 
+    async def output_entries(self, execution_id: str) -> AsyncIterator[pb.OutputEntry]:
+        """The files, directories and links of an execution's outputs, without their contents. NotFound."""
+        async for page in self._pages(self._executions.ListOutputs, requests.list_outputs(execution_id)):
+            for entry in page.entries:
+                yield entry
+
     async def stop_execution(self, execution_id: str, note: str = "", grace: Duration | None = None) -> pb.Execution:
         """Stop one execution, as `stop` does with a job."""
         request = requests.stop_execution(execution_id, note, grace)

@@ -233,6 +233,11 @@ class Client:
         while not parts.note(self._call(self._executions.ReadOutputs, parts.next())):
             pass
 
+    def output_entries(self, execution_id: str) -> Iterator[pb.OutputEntry]:
+        """The files, directories and links of an execution's outputs, without their contents. NotFound."""
+        for page in self._pages(self._executions.ListOutputs, requests.list_outputs(execution_id)):
+            yield from page.entries
+
     def stop_execution(self, execution_id: str, note: str = "", grace: Duration | None = None) -> pb.Execution:
         """Stop one execution, as `stop` does with a job."""
         return self._call(self._executions.StopExecution, requests.stop_execution(execution_id, note, grace)).execution

@@ -461,6 +461,11 @@ def executions(**filter: Any) -> fastlane_pb2.ListExecutionsRequest:  # noqa: A0
 
 
 @_names_text
+def list_outputs(execution_id: str) -> fastlane_pb2.ListOutputsRequest:
+    return fastlane_pb2.ListOutputsRequest(execution_id=execution_id, page_size=1000)
+
+
+@_names_text
 def deliveries(**filter: Any) -> fastlane_pb2.ListDeliveriesRequest:  # noqa: A002
     return fastlane_pb2.ListDeliveriesRequest(**filter)
 

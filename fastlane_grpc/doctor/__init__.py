@@ -11,6 +11,7 @@ from fastlane_grpc.doctor.engine import about_engine, look
 from fastlane_grpc.doctor.finding import Finding, Level, ok
 from fastlane_grpc.doctor.machine import about_file_size, about_inotify, about_open_files
 from fastlane_grpc.doctor.server import about_http, about_server
+from fastlane_grpc.doctor.tracing import about_tracing
 
 __all__ = ["Finding", "Level", "examine"]
 
@@ -30,5 +31,7 @@ def examine(settings: Settings) -> Iterator[Finding]:
     yield about_open_files(settings)
     yield about_file_size()
     yield ok("secret names", f"{settings.secret_names} (setting secret_names)")
+    if settings.tracing:
+        yield about_tracing()
     yield from about_server(settings.listen, encrypted=bool(settings.tls_cert))
     yield about_http(settings.http_listen, encrypted=bool(settings.tls_cert))

@@ -72,6 +72,7 @@ ROUTES: Sequence[CallRoute] = (
     CallRoute("GetExecution", "GET", "/executions/{execution_id}", page=True),
     CallRoute("StopExecution", "POST", "/executions/{execution_id}/stop"),
     CallRoute("ReadOutputs", "GET", "/executions/{execution_id}/outputs"),
+    CallRoute("ListOutputs", "GET", "/executions/{execution_id}/outputs/entries"),
     CallRoute("StreamExecutionLogs", "GET", "/executions/{execution_id}/logs"),
     CallRoute("WatchJobs", "GET", "/watch"),
     CallRoute("ListDeliveries", "GET", "/deliveries"),

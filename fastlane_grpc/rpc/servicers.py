@@ -87,6 +87,9 @@ class ExecutionServicer:
     async def ReadOutputs(self, request: pb.ReadOutputsRequest, context: Context) -> pb.ReadOutputsResponse:
         return await self._calls.read_outputs(request)
 
+    async def ListOutputs(self, request: pb.ListOutputsRequest, context: Context) -> pb.ListOutputsResponse:
+        return await self._calls.list_outputs(request)
+
     async def StreamExecutionLogs(self, request: pb.StreamExecutionLogsRequest, context: Context) -> None:
         await self._calls.stream_execution_logs(request, ProtobufEncoding(), context.write)
 

@@ -61,6 +61,7 @@ PERMISSIONS: Mapping[str, Permission] = {
     "GetExecution": Permission(Role.VIEW, Scope.EXECUTION),
     "ListExecutions": Permission(Role.VIEW, Scope.LIST),
     "ReadOutputs": Permission(Role.VIEW, Scope.EXECUTION),
+    "ListOutputs": Permission(Role.VIEW, Scope.EXECUTION),
     "StopExecution": Permission(Role.SUBMIT, Scope.EXECUTION),
     "StreamExecutionLogs": Permission(Role.VIEW, Scope.EXECUTION),
     "GetTask": Permission(Role.VIEW, Scope.TASK),

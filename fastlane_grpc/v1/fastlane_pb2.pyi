@@ -4600,6 +4600,151 @@ class ReadOutputsResponse(_message.Message):
 Global___ReadOutputsResponse: _TypeAlias = ReadOutputsResponse  # noqa: Y015
 
 @_typing.final
+class ListOutputsRequest(_message.Message):
+    """Request of ListOutputs."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EXECUTION_ID_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    execution_id: _builtins.str
+    """Required."""
+    page_size: _builtins.int
+    """See ListJobsRequest."""
+    page_token: _builtins.str
+    """See ListJobsRequest."""
+    def __init__(
+        self,
+        *,
+        execution_id: _builtins.str = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["execution_id", b"execution_id", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListOutputsRequest: _TypeAlias = ListOutputsRequest  # noqa: Y015
+
+@_typing.final
+class ListOutputsResponse(_message.Message):
+    """Response of ListOutputs."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ENTRIES_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Token for the next page. Empty: this is the last page."""
+    @_builtins.property
+    def entries(self) -> _containers.RepeatedCompositeFieldContainer[Global___OutputEntry]:
+        """A page of the files, directories and links."""
+
+    def __init__(
+        self,
+        *,
+        entries: _abc.Iterable[Global___OutputEntry] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["entries", b"entries", "next_page_token", b"next_page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListOutputsResponse: _TypeAlias = ListOutputsResponse  # noqa: Y015
+
+@_typing.final
+class OutputEntry(_message.Message):
+    """A file, a directory or a link of the outputs of an execution."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    class _Kind:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _KindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[OutputEntry._Kind.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        KIND_UNSPECIFIED: OutputEntry._Kind.ValueType  # 0
+        """Not used."""
+        KIND_FILE: OutputEntry._Kind.ValueType  # 1
+        """A plain file."""
+        KIND_DIRECTORY: OutputEntry._Kind.ValueType  # 2
+        """A directory."""
+        KIND_SYMBOLIC_LINK: OutputEntry._Kind.ValueType  # 3
+        """A symbolic link."""
+        KIND_HARD_LINK: OutputEntry._Kind.ValueType  # 4
+        """A further name of a file that comes before."""
+
+    class Kind(_Kind, metaclass=_KindEnumTypeWrapper):
+        """The kind of an entry."""
+
+    KIND_UNSPECIFIED: OutputEntry.Kind.ValueType  # 0
+    """Not used."""
+    KIND_FILE: OutputEntry.Kind.ValueType  # 1
+    """A plain file."""
+    KIND_DIRECTORY: OutputEntry.Kind.ValueType  # 2
+    """A directory."""
+    KIND_SYMBOLIC_LINK: OutputEntry.Kind.ValueType  # 3
+    """A symbolic link."""
+    KIND_HARD_LINK: OutputEntry.Kind.ValueType  # 4
+    """A further name of a file that comes before."""
+
+    PATH_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    MODE_FIELD_NUMBER: _builtins.int
+    UID_FIELD_NUMBER: _builtins.int
+    GID_FIELD_NUMBER: _builtins.int
+    MODIFY_TIME_FIELD_NUMBER: _builtins.int
+    TARGET_FIELD_NUMBER: _builtins.int
+    CONTENT_OFFSET_FIELD_NUMBER: _builtins.int
+    path: _builtins.str
+    """Absolute path in the container. Bytes that are not UTF-8 are replaced."""
+    kind: Global___OutputEntry.Kind.ValueType
+    """The kind of the entry."""
+    size_bytes: _builtins.int
+    """Size of a file in bytes."""
+    mode: _builtins.int
+    """Permissions, as a number: 0644 and the like."""
+    uid: _builtins.int
+    """Owner in the container."""
+    gid: _builtins.int
+    """Group in the container."""
+    target: _builtins.str
+    """Target of a link: of a symbolic link as it is, of a hard link as an absolute path."""
+    content_offset: _builtins.int
+    """Where the content of a file begins in the archive. ReadOutputs reads it from there."""
+    @_builtins.property
+    def modify_time(self) -> _timestamp_pb2.Timestamp:
+        """Time of the last change of a file."""
+
+    def __init__(
+        self,
+        *,
+        path: _builtins.str = ...,
+        kind: Global___OutputEntry.Kind.ValueType = ...,
+        size_bytes: _builtins.int = ...,
+        mode: _builtins.int = ...,
+        uid: _builtins.int = ...,
+        gid: _builtins.int = ...,
+        modify_time: _timestamp_pb2.Timestamp | None = ...,
+        target: _builtins.str = ...,
+        content_offset: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["modify_time", b"modify_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["content_offset", b"content_offset", "gid", b"gid", "kind", b"kind", "mode", b"mode", "modify_time", b"modify_time", "path", b"path", "size_bytes", b"size_bytes", "target", b"target", "uid", b"uid"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___OutputEntry: _TypeAlias = OutputEntry  # noqa: Y015
+
+@_typing.final
 class StopExecutionRequest(_message.Message):
     """The execution to stop."""
 

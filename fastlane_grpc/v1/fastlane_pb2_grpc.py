@@ -794,6 +794,11 @@ class ExecutionServiceStub:
                 request_serializer=fastlane_dot_v1_dot_fastlane__pb2.ReadOutputsRequest.SerializeToString,
                 response_deserializer=fastlane_dot_v1_dot_fastlane__pb2.ReadOutputsResponse.FromString,
                 _registered_method=True)
+        self.ListOutputs = channel.unary_unary(
+                '/fastlane.v1.ExecutionService/ListOutputs',
+                request_serializer=fastlane_dot_v1_dot_fastlane__pb2.ListOutputsRequest.SerializeToString,
+                response_deserializer=fastlane_dot_v1_dot_fastlane__pb2.ListOutputsResponse.FromString,
+                _registered_method=True)
         self.StopExecution = channel.unary_unary(
                 '/fastlane.v1.ExecutionService/StopExecution',
                 request_serializer=fastlane_dot_v1_dot_fastlane__pb2.StopExecutionRequest.SerializeToString,
@@ -828,6 +833,14 @@ class ExecutionServiceServicer:
         """Returns a part of the outputs of an execution: of the tar archive, from `offset` on. Call it with rising offsets up
         to `size_bytes`, then compare the checksum. NOT_FOUND, OUTPUTS_NOT_FOUND. INVALID_ARGUMENT: `offset` is beyond the
         end.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListOutputs(self, request, context):
+        """Returns the files, directories and links of the outputs of an execution, in the order of the archive. NOT_FOUND,
+        OUTPUTS_NOT_FOUND. PAGE_TOKEN_INVALID.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -876,6 +889,11 @@ def add_ExecutionServiceServicer_to_server(servicer, server):
                     servicer.ReadOutputs,
                     request_deserializer=fastlane_dot_v1_dot_fastlane__pb2.ReadOutputsRequest.FromString,
                     response_serializer=fastlane_dot_v1_dot_fastlane__pb2.ReadOutputsResponse.SerializeToString,
+            ),
+            'ListOutputs': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListOutputs,
+                    request_deserializer=fastlane_dot_v1_dot_fastlane__pb2.ListOutputsRequest.FromString,
+                    response_serializer=fastlane_dot_v1_dot_fastlane__pb2.ListOutputsResponse.SerializeToString,
             ),
             'StopExecution': grpc.unary_unary_rpc_method_handler(
                     servicer.StopExecution,
@@ -970,6 +988,33 @@ class ExecutionService:
             '/fastlane.v1.ExecutionService/ReadOutputs',
             fastlane_dot_v1_dot_fastlane__pb2.ReadOutputsRequest.SerializeToString,
             fastlane_dot_v1_dot_fastlane__pb2.ReadOutputsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListOutputs(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fastlane.v1.ExecutionService/ListOutputs',
+            fastlane_dot_v1_dot_fastlane__pb2.ListOutputsRequest.SerializeToString,
+            fastlane_dot_v1_dot_fastlane__pb2.ListOutputsResponse.FromString,
             options,
             channel_credentials,
             insecure,

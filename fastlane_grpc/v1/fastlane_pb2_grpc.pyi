@@ -473,6 +473,10 @@ class ExecutionServiceStub:
     to `size_bytes`, then compare the checksum. NOT_FOUND, OUTPUTS_NOT_FOUND. INVALID_ARGUMENT: `offset` is beyond the
     end.
     """
+    ListOutputs: _grpc.UnaryUnaryMultiCallable[_fastlane_pb2.ListOutputsRequest, _fastlane_pb2.ListOutputsResponse]
+    """Returns the files, directories and links of the outputs of an execution, in the order of the archive. NOT_FOUND,
+    OUTPUTS_NOT_FOUND. PAGE_TOKEN_INVALID.
+    """
     StopExecution: _grpc.UnaryUnaryMultiCallable[_fastlane_pb2.StopExecutionRequest, _fastlane_pb2.StopExecutionResponse]
     """Stops this execution. The job's schedule continues; the run has no further attempts. A job without a schedule ends
     with it. A stop of a final execution changes nothing and returns OK. NOT_FOUND, EXECUTION_NOT_FOUND.
@@ -505,6 +509,10 @@ class ExecutionServiceAsyncStub(ExecutionServiceStub):
     """Returns a part of the outputs of an execution: of the tar archive, from `offset` on. Call it with rising offsets up
     to `size_bytes`, then compare the checksum. NOT_FOUND, OUTPUTS_NOT_FOUND. INVALID_ARGUMENT: `offset` is beyond the
     end.
+    """
+    ListOutputs: _aio.UnaryUnaryMultiCallable[_fastlane_pb2.ListOutputsRequest, _fastlane_pb2.ListOutputsResponse]  # type: ignore[assignment]
+    """Returns the files, directories and links of the outputs of an execution, in the order of the archive. NOT_FOUND,
+    OUTPUTS_NOT_FOUND. PAGE_TOKEN_INVALID.
     """
     StopExecution: _aio.UnaryUnaryMultiCallable[_fastlane_pb2.StopExecutionRequest, _fastlane_pb2.StopExecutionResponse]  # type: ignore[assignment]
     """Stops this execution. The job's schedule continues; the run has no further attempts. A job without a schedule ends
@@ -553,6 +561,16 @@ class ExecutionServiceServicer(metaclass=_abc_1.ABCMeta):
         """Returns a part of the outputs of an execution: of the tar archive, from `offset` on. Call it with rising offsets up
         to `size_bytes`, then compare the checksum. NOT_FOUND, OUTPUTS_NOT_FOUND. INVALID_ARGUMENT: `offset` is beyond the
         end.
+        """
+
+    @_abc_1.abstractmethod
+    def ListOutputs(
+        self,
+        request: _fastlane_pb2.ListOutputsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_fastlane_pb2.ListOutputsResponse, _abc.Awaitable[_fastlane_pb2.ListOutputsResponse]]:
+        """Returns the files, directories and links of the outputs of an execution, in the order of the archive. NOT_FOUND,
+        OUTPUTS_NOT_FOUND. PAGE_TOKEN_INVALID.
         """
 
     @_abc_1.abstractmethod

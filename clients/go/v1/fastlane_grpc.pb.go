@@ -836,6 +836,7 @@ const (
 	ExecutionService_GetExecution_FullMethodName        = "/fastlane.v1.ExecutionService/GetExecution"
 	ExecutionService_ListExecutions_FullMethodName      = "/fastlane.v1.ExecutionService/ListExecutions"
 	ExecutionService_ReadOutputs_FullMethodName         = "/fastlane.v1.ExecutionService/ReadOutputs"
+	ExecutionService_ListOutputs_FullMethodName         = "/fastlane.v1.ExecutionService/ListOutputs"
 	ExecutionService_StopExecution_FullMethodName       = "/fastlane.v1.ExecutionService/StopExecution"
 	ExecutionService_StreamExecutionLogs_FullMethodName = "/fastlane.v1.ExecutionService/StreamExecutionLogs"
 )
@@ -854,6 +855,9 @@ type ExecutionServiceClient interface {
 	// to `size_bytes`, then compare the checksum. NOT_FOUND, OUTPUTS_NOT_FOUND. INVALID_ARGUMENT: `offset` is beyond the
 	// end.
 	ReadOutputs(ctx context.Context, in *ReadOutputsRequest, opts ...grpc.CallOption) (*ReadOutputsResponse, error)
+	// Returns the files, directories and links of the outputs of an execution, in the order of the archive. NOT_FOUND,
+	// OUTPUTS_NOT_FOUND. PAGE_TOKEN_INVALID.
+	ListOutputs(ctx context.Context, in *ListOutputsRequest, opts ...grpc.CallOption) (*ListOutputsResponse, error)
 	// Stops this execution. The job's schedule continues; the run has no further attempts. A job without a schedule ends
 	// with it. A stop of a final execution changes nothing and returns OK. NOT_FOUND, EXECUTION_NOT_FOUND.
 	StopExecution(ctx context.Context, in *StopExecutionRequest, opts ...grpc.CallOption) (*StopExecutionResponse, error)
@@ -910,6 +914,16 @@ func (c *executionServiceClient) ReadOutputs(ctx context.Context, in *ReadOutput
 	return out, nil
 }
 
+func (c *executionServiceClient) ListOutputs(ctx context.Context, in *ListOutputsRequest, opts ...grpc.CallOption) (*ListOutputsResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ListOutputsResponse)
+	err := c.cc.Invoke(ctx, ExecutionService_ListOutputs_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *executionServiceClient) StopExecution(ctx context.Context, in *StopExecutionRequest, opts ...grpc.CallOption) (*StopExecutionResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(StopExecutionResponse)
@@ -953,6 +967,9 @@ type ExecutionServiceServer interface {
 	// to `size_bytes`, then compare the checksum. NOT_FOUND, OUTPUTS_NOT_FOUND. INVALID_ARGUMENT: `offset` is beyond the
 	// end.
 	ReadOutputs(context.Context, *ReadOutputsRequest) (*ReadOutputsResponse, error)
+	// Returns the files, directories and links of the outputs of an execution, in the order of the archive. NOT_FOUND,
+	// OUTPUTS_NOT_FOUND. PAGE_TOKEN_INVALID.
+	ListOutputs(context.Context, *ListOutputsRequest) (*ListOutputsResponse, error)
 	// Stops this execution. The job's schedule continues; the run has no further attempts. A job without a schedule ends
 	// with it. A stop of a final execution changes nothing and returns OK. NOT_FOUND, EXECUTION_NOT_FOUND.
 	StopExecution(context.Context, *StopExecutionRequest) (*StopExecutionResponse, error)
@@ -987,6 +1004,9 @@ func (UnimplementedExecutionServiceServer) ListExecutions(context.Context, *List
 }
 func (UnimplementedExecutionServiceServer) ReadOutputs(context.Context, *ReadOutputsRequest) (*ReadOutputsResponse, error) {
 	return nil, status.Errorf(codes.Unimplemented, "method ReadOutputs not implemented")
+}
+func (UnimplementedExecutionServiceServer) ListOutputs(context.Context, *ListOutputsRequest) (*ListOutputsResponse, error) {
+	return nil, status.Errorf(codes.Unimplemented, "method ListOutputs not implemented")
 }
 func (UnimplementedExecutionServiceServer) StopExecution(context.Context, *StopExecutionRequest) (*StopExecutionResponse, error) {
 	return nil, status.Errorf(codes.Unimplemented, "method StopExecution not implemented")
@@ -1069,6 +1089,24 @@ func _ExecutionService_ReadOutputs_Handler(srv interface{}, ctx context.Context,
 	return interceptor(ctx, in, info, handler)
 }
 
+func _ExecutionService_ListOutputs_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ListOutputsRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ExecutionServiceServer).ListOutputs(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: ExecutionService_ListOutputs_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ExecutionServiceServer).ListOutputs(ctx, req.(*ListOutputsRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _ExecutionService_StopExecution_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(StopExecutionRequest)
 	if err := dec(in); err != nil {
@@ -1116,6 +1154,10 @@ var ExecutionService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "ReadOutputs",
 			Handler:    _ExecutionService_ReadOutputs_Handler,
+		},
+		{
+			MethodName: "ListOutputs",
+			Handler:    _ExecutionService_ListOutputs_Handler,
 		},
 		{
 			MethodName: "StopExecution",

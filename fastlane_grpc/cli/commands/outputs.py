@@ -1,5 +1,6 @@
 """`fastlane outputs`: what was kept of an execution."""
 
+import stat
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,6 +16,8 @@ from fastlane_grpc.cli.arguments.outputs import WantedOutput
 from fastlane_grpc.cli.connection import connected, either_id
 from fastlane_grpc.cli.display.terminal import say, write
 from fastlane_grpc.cli.errors import WRONG_USE, Failure
+from fastlane_grpc.text.sanitize import one_line
+from fastlane_grpc.v1 import fastlane_pb2 as pb
 
 _MOST_NAME = 4096
 
@@ -50,11 +53,12 @@ def outputs(*, id: str, directory: Path | None, to_tar: bool, lists: bool, addre
             client.read_outputs(execution_id, sys.stdout.buffer)
             sys.stdout.buffer.flush()
             return 0
+        if lists:
+            for entry in client.output_entries(execution_id):
+                write(1, _line(entry).encode())
+            return 0
         with _received(client, execution_id) as archive:
-            if lists:
-                write(1, "".join(_lines(archive)).encode())
-            else:
-                _unpack(archive, directory or Path(), "")
+            _unpack(archive, directory or Path(), "")
     return 0
 
 
@@ -102,15 +106,10 @@ def _unpack(archive: BinaryIO, target: Path, path: str) -> None:
         raise Failure(f"cannot unpack the outputs to {error.filename or target}: {error.strerror}") from error
 
 
-def _lines(archive: BinaryIO) -> Iterator[str]:
-    import stat
-    import tarfile
+_TYPES = {pb.OutputEntry.KIND_DIRECTORY: stat.S_IFDIR, pb.OutputEntry.KIND_SYMBOLIC_LINK: stat.S_IFLNK}
 
-    from fastlane_grpc.text.sanitize import one_line
 
-    kinds = {tarfile.DIRTYPE: stat.S_IFDIR, tarfile.SYMTYPE: stat.S_IFLNK}
-    with tarfile.open(fileobj=archive) as entries:
-        for entry in entries:
-            mode = stat.filemode(entry.mode | kinds.get(entry.type, stat.S_IFREG))
-            target = f" -> {one_line(entry.linkname, _MOST_NAME)}" if entry.linkname else ""
-            yield f"{mode} {entry.size:>12} {one_line(entry.name, _MOST_NAME)}{target}\n"
+def _line(entry: pb.OutputEntry) -> str:
+    mode = stat.filemode(entry.mode | _TYPES.get(entry.kind, stat.S_IFREG))
+    target = f" -> {one_line(entry.target, _MOST_NAME)}" if entry.target else ""
+    return f"{mode} {entry.size_bytes:>12} {one_line(entry.path.lstrip('/'), _MOST_NAME)}{target}\n"

@@ -1,0 +1,151 @@
+"""The receiving end of relays, which copy records from the nodes of a cluster.
+
+One call, `/fastlane.relay.v1.RelayService/Copy`, a stream in both directions. Its metadata have `fastlane-execution`,
+an id, and `fastlane-token`, the token of that execution alone. Messages are bytes, their numbers little-endian:
+
+* from the server, first: the offset (8 bytes) from which the relay has to send. With it the start is granted.
+* from the relay: an offset (8 bytes), and a piece of the record that belongs there.
+* from the server, after the relay has closed its side: the size of the record (8 bytes), all of which is on disk.
+
+UNAUTHENTICATED: another token. NOT_FOUND: no such execution is expected here. FAILED_PRECONDITION: its start was
+revoked. INVALID_ARGUMENT: a piece that does not fit. None of these is worth another try; everything else is.
+"""
+
+import asyncio
+import hashlib
+import hmac
+from collections.abc import AsyncIterator, Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import grpc
+import structlog
+
+from fastlane_grpc.capture.relayed_record import PieceInvalid, RelayedRecord, StartRevoked
+
+SERVICE = "fastlane.relay.v1.RelayService"
+# Pause before a piece is stored again that the disk had no room for. The relay waits meanwhile.
+STORE_AGAIN_SECONDS = 1.0
+# A piece has at most 256 KiB.
+MAX_MESSAGE_BYTES = 1 << 20
+_STOP_GRACE_SECONDS = 1.0
+
+log = structlog.get_logger(__name__)
+
+Context = Any
+T = TypeVar("T")
+
+
+class RelayTokens:
+    """The tokens of relays: one for each execution, made from a key that only the server has."""
+
+    def __init__(self, key: bytes) -> None:
+        self._key = key
+
+    def token(self, execution_id: str) -> str:
+        """Return the token of an execution."""
+        return hmac.new(self._key, execution_id.encode(), hashlib.sha256).hexdigest()
+
+    def admits(self, execution_id: str, token: str) -> bool:
+        """Whether this is the token of the execution."""
+        return hmac.compare_digest(self.token(execution_id).encode(), token.encode())
+
+
+class RelayServer:
+    """A gRPC server for relays on one address.
+
+    `directory_of` returns the directory of an execution's record; None: no record of it is expected.
+    """
+
+    def __init__(self, tokens: RelayTokens, directory_of: Callable[[str], Path | None], *, max_log_bytes: int) -> None:
+        self._tokens = tokens
+        self._directory_of = directory_of
+        self._max_log_bytes = max_log_bytes
+        # The call in force of each execution: a relay that comes again replaces the call that it lost.
+        self._calls: dict[str, asyncio.Task[Any]] = {}
+        self._server = grpc.aio.server(
+            options=[
+                ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+                ("grpc.keepalive_permit_without_calls", 1),
+                ("grpc.http2.min_ping_interval_without_data_ms", 5000),
+                # Two servers on one port would share the relays.
+                ("grpc.so_reuseport", 0),
+            ]
+        )
+        method: grpc.RpcMethodHandler[bytes, bytes] = grpc.stream_stream_rpc_method_handler(self._copy)
+        self._server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler(SERVICE, {"Copy": method})])
+
+    async def start(self, address: str, credentials: "grpc.ServerCredentials | None" = None) -> int:
+        """Listen, and return the port. Without credentials connections are not encrypted."""
+        if credentials is None:
+            port = self._server.add_insecure_port(address)
+        else:
+            port = self._server.add_secure_port(address, credentials)
+        await self._server.start()
+        return port
+
+    async def stop(self) -> None:
+        """Stop listening, and break off all calls: the relays come again."""
+        await self._server.stop(_STOP_GRACE_SECONDS)
+
+    async def _copy(self, requests: AsyncIterator[bytes], context: Context) -> AsyncIterator[bytes]:
+        metadata = dict(context.invocation_metadata())
+        execution_id, token = (str(metadata.get(f"fastlane-{name}", "")) for name in ("execution", "token"))
+        if not self._tokens.admits(execution_id, token):
+            await context.abort(grpc.StatusCode.UNAUTHENTICATED, "this is not the token of the execution")
+        directory = self._directory_of(execution_id)
+        if directory is None:
+            await context.abort(grpc.StatusCode.NOT_FOUND, "no record of this execution is expected")
+        assert directory is not None
+        await self._replace_call(execution_id)
+        record = RelayedRecord(directory, self._max_log_bytes)
+        try:
+            await _to_its_end(record.open)
+            yield record.position.to_bytes(8, "little")
+            async for request in requests:
+                await _store(record, request, execution_id)
+            size = await _to_its_end(record.sync)
+            yield size.to_bytes(8, "little")
+        except StartRevoked as error:
+            await context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error))
+        except PieceInvalid as error:
+            log.warning("a relay sends what does not fit", execution_id=execution_id, error=str(error))
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+        finally:
+            record.close()
+            if self._calls.get(execution_id) is asyncio.current_task():
+                del self._calls[execution_id]
+
+    async def _replace_call(self, execution_id: str) -> None:
+        """Make the present call the one in force, and end the one before."""
+        task = asyncio.current_task()
+        assert task is not None
+        earlier = self._calls.get(execution_id)
+        self._calls[execution_id] = task
+        if earlier is not None and earlier is not task:
+            earlier.cancel()
+            await asyncio.wait([earlier])
+
+
+async def _store(record: RelayedRecord, request: bytes, execution_id: str) -> None:
+    """Store a piece, as soon as the disk has room. Raises PieceInvalid."""
+    offset, piece = int.from_bytes(request[:8], "little"), request[8:]
+    while True:
+        try:
+            await _to_its_end(partial(record.store, offset, piece))
+        except OSError as error:
+            log.warning("a piece of a record is not stored; trying again", execution_id=execution_id, error=str(error))
+            await asyncio.sleep(STORE_AGAIN_SECONDS)
+        else:
+            return
+
+
+async def _to_its_end(work: Callable[[], T]) -> T:
+    """Return what `work` returns on a thread. A call that is broken off meanwhile waits for the thread."""
+    working = asyncio.ensure_future(asyncio.to_thread(work))
+    try:
+        return await asyncio.shield(working)
+    except asyncio.CancelledError:
+        await asyncio.wait([working])
+        raise

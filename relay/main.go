@@ -1,0 +1,226 @@
+// Relay copies the record of one execution, byte for byte, to the server, while the recorder writes it.
+//
+//	relay --execution ID --server ADDRESS [--ca FILE] RECORD BOX
+//
+// FASTLANE_RELAY_TOKEN is the token of the execution. RECORD is a file that the relay makes when the server has granted
+// the start; its second name, BOX/log, is the one that the recorder claims. So without a grant no command runs. Once
+// the record is claimed, the relay removes BOX, as a server does for a recorder on its own machine.
+//
+// The protocol is one call, a stream in both directions (see fastlane_grpc/rpc/relay.py). The server says first up to
+// which offset it has the file, and the relay sends what follows. When the recorder has ended and everything is sent,
+// the relay closes its side; the server stores the file safely and says its size. Only then the relay ends, with 0. A
+// connection that breaks is made again, and the copy goes on at the server's offset.
+//
+// Exit status 3: the server refuses for good, and says why on stderr.
+package main
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/binary"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"syscall"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/keepalive"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
+)
+
+const (
+	method = "/fastlane.relay.v1.RelayService/Copy"
+	// The pauses between two connections grow from the first to the second.
+	firstPause, longestPause = 100 * time.Millisecond, 5 * time.Second
+	// A pause between two looks at the record, in case the kernel tells of no change.
+	lookPause = time.Second
+	// The largest piece of the record in one message.
+	pieceBytes = 4 * blockBytes
+	refused    = 3
+)
+
+// rawCodec passes messages as they are.
+type rawCodec struct{}
+
+func (rawCodec) Marshal(message any) ([]byte, error) { return *message.(*[]byte), nil }
+func (rawCodec) Unmarshal(data []byte, message any) error {
+	*message.(*[]byte) = append([]byte(nil), data...)
+	return nil
+}
+func (rawCodec) Name() string { return "raw" }
+
+type options struct {
+	execution, server, ca, token string
+	record, box                  string
+}
+
+func main() {
+	var given options
+	flag.StringVar(&given.execution, "execution", "", "id of the execution")
+	flag.StringVar(&given.server, "server", "", "address of the server's port for relays")
+	flag.StringVar(&given.ca, "ca", "", "file with the certificate authority of the server; without it there is no TLS")
+	flag.Parse()
+	given.token = os.Getenv("FASTLANE_RELAY_TOKEN")
+	if flag.NArg() != 2 || given.execution == "" || given.server == "" || given.token == "" {
+		fmt.Fprintln(os.Stderr, "relay: needs --execution, --server, FASTLANE_RELAY_TOKEN, RECORD and BOX")
+		os.Exit(2)
+	}
+	given.record, given.box = flag.Arg(0), flag.Arg(1)
+	// A node that ends a pod tells every container of it. The relay has to send what the others still print.
+	signal.Ignore(syscall.SIGTERM, syscall.SIGINT)
+	connection, err := connect(given)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "relay:", err)
+		os.Exit(2)
+	}
+	for pause := firstPause; ; {
+		began, err := copyRecord(connection, given)
+		if err == nil {
+			return
+		}
+		fmt.Fprintln(os.Stderr, "relay:", err)
+		if isFinal(err) {
+			os.Exit(refused)
+		}
+		if began {
+			pause = firstPause
+		}
+		time.Sleep(pause)
+		pause = min(2*pause, longestPause)
+	}
+}
+
+func connect(given options) (*grpc.ClientConn, error) {
+	security := insecure.NewCredentials()
+	if given.ca != "" {
+		authorities := x509.NewCertPool()
+		content, err := os.ReadFile(given.ca)
+		if err != nil {
+			return nil, err
+		}
+		if !authorities.AppendCertsFromPEM(content) {
+			return nil, fmt.Errorf("%s has no certificate", given.ca)
+		}
+		security = credentials.NewTLS(&tls.Config{RootCAs: authorities, MinVersion: tls.VersionTLS12})
+	}
+	return grpc.NewClient(
+		"passthrough:///"+given.server,
+		grpc.WithTransportCredentials(security),
+		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 10 * time.Second, Timeout: 10 * time.Second}),
+		grpc.WithDefaultCallOptions(grpc.ForceCodec(rawCodec{})),
+	)
+}
+
+// isFinal says whether the server would refuse another try, too.
+func isFinal(err error) bool {
+	switch status.Code(err) {
+	case codes.Unauthenticated, codes.NotFound, codes.FailedPrecondition, codes.InvalidArgument:
+		return true
+	}
+	return false
+}
+
+// copyRecord copies the record over one call. It says whether the server answered.
+func copyRecord(connection *grpc.ClientConn, given options) (began bool, err error) {
+	context, cancel := context.WithCancel(metadata.AppendToOutgoingContext(context.Background(),
+		"fastlane-execution", given.execution, "fastlane-token", given.token))
+	defer cancel()
+	stream, err := connection.NewStream(context, &grpc.StreamDesc{ClientStreams: true, ServerStreams: true}, method)
+	if err != nil {
+		return false, err
+	}
+	offset, err := receive(stream)
+	if err != nil {
+		return false, err
+	}
+	record, err := openRecord(given.record, given.box)
+	if err != nil {
+		return true, err
+	}
+	defer record.close()
+	// The stream breaks while the relay waits for output, too.
+	received := make(chan answer, 1)
+	go func() {
+		size, err := receive(stream)
+		received <- answer{size, err}
+	}()
+	for {
+		// Before the last look: what is written until then is sent.
+		ended := record.ended()
+		offset, err = sendAll(stream, record, offset)
+		if errors.Is(err, io.EOF) {
+			return true, (<-received).err
+		}
+		if err != nil {
+			return true, err
+		}
+		if ended {
+			break
+		}
+		select {
+		case answered := <-received:
+			return true, orElse(answered.err, "the server ended the call")
+		case <-record.changed:
+		case <-time.After(lookPause):
+		}
+	}
+	if err := stream.CloseSend(); err != nil {
+		return true, err
+	}
+	answered := <-received
+	if answered.err == nil && answered.size < offset {
+		return true, fmt.Errorf("the server has %d of %d bytes", answered.size, offset)
+	}
+	return true, answered.err
+}
+
+type answer struct {
+	size int64
+	err  error
+}
+
+func orElse(err error, text string) error {
+	if err != nil {
+		return err
+	}
+	return errors.New(text)
+}
+
+// sendAll sends all whole frames from the offset on, and returns the offset after them.
+func sendAll(stream grpc.ClientStream, record *record, offset int64) (int64, error) {
+	for {
+		from, piece, err := record.piece(offset, pieceBytes)
+		if err != nil {
+			return offset, err
+		}
+		if len(piece) == 0 {
+			return offset, nil
+		}
+		message := append(binary.LittleEndian.AppendUint64(nil, uint64(from)), piece...)
+		if err := stream.SendMsg(&message); err != nil {
+			return offset, err
+		}
+		offset = from + int64(len(piece))
+	}
+}
+
+// receive returns an offset from the server.
+func receive(stream grpc.ClientStream) (int64, error) {
+	var message []byte
+	if err := stream.RecvMsg(&message); err != nil {
+		return 0, err
+	}
+	if len(message) != 8 {
+		return 0, fmt.Errorf("an answer of %d bytes", len(message))
+	}
+	return int64(binary.LittleEndian.Uint64(message)), nil
+}

@@ -1,0 +1,97 @@
+"""The copy of a record that a relay writes: the permission that is given once, and pieces that fit."""
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fastlane_grpc.capture.relayed_record import (
+    MAX_RECORD_BYTES,
+    Permission,
+    PieceInvalid,
+    RelayedRecord,
+    StartRevoked,
+    decide,
+    permission,
+)
+from fastlane_grpc.record.format import BLOCK_BYTES
+
+GRANTED, REVOKED = Permission.GRANTED, Permission.REVOKED
+
+
+def opened(directory: Path, max_bytes: int = 0) -> RelayedRecord:
+    record = RelayedRecord(directory, max_bytes)
+    record.open()
+    return record
+
+
+@pytest.mark.parametrize("first", [GRANTED, REVOKED])
+def test_the_first_decision_stays(tmp_path: Path, first: Permission) -> None:
+    directory = tmp_path / "execution"
+    assert permission(directory) is None
+    assert decide(directory, first) is first
+    for wanted in (GRANTED, REVOKED):
+        assert decide(directory, wanted) is first
+    assert permission(directory) is first
+    assert [path.name for path in directory.iterdir()] == ["relay"]
+
+
+def test_a_grant_and_a_revocation_at_once_are_one_decision(tmp_path: Path) -> None:
+    with ThreadPoolExecutor(2) as threads:
+        for number in range(50):
+            directory = tmp_path / str(number)
+            decided = threads.map(decide, [directory, directory], [GRANTED, REVOKED])
+            assert len({*decided, permission(directory)}) == 1
+
+
+def test_a_revoked_start_has_no_record(tmp_path: Path) -> None:
+    decide(tmp_path, REVOKED)
+    with pytest.raises(StartRevoked):
+        opened(tmp_path)
+    assert not (tmp_path / "log").exists()
+
+
+@pytest.mark.parametrize(
+    ("offset", "size"),
+    [(4, 5), (6, 5), (0, 5), (5, 0), (2 * BLOCK_BYTES, 5), (1 << 63, 5), (MAX_RECORD_BYTES, 1)],
+    ids=["overlap", "gap", "again", "empty", "skipped block", "huge", "beyond the largest file"],
+)
+def test_a_piece_that_does_not_fit_changes_nothing(tmp_path: Path, offset: int, size: int) -> None:
+    record = opened(tmp_path)
+    record.store(0, b"first")
+    with pytest.raises(PieceInvalid):
+        record.store(offset, b"x" * size)
+    assert (tmp_path / "log").read_bytes() == b"first"
+    record.store(5, b" second")
+    assert (record.sync(), (tmp_path / "log").read_bytes()) == (12, b"first second")
+    record.close()
+
+
+def test_blocks_are_skipped_only_under_a_size_limit(tmp_path: Path) -> None:
+    record = opened(tmp_path, 4 * BLOCK_BYTES)
+    record.store(0, b"first")
+    with pytest.raises(PieceInvalid):
+        record.store(3 * BLOCK_BYTES + 1, b"later")
+    record.store(3 * BLOCK_BYTES, b"later")
+    assert record.sync() == 3 * BLOCK_BYTES + 5
+    record.close()
+
+
+@settings(max_examples=30, deadline=None)
+@given(content=st.binary(min_size=1, max_size=3 * BLOCK_BYTES), cuts=st.lists(st.integers(1, 60_000), max_size=12))
+def test_a_copy_that_is_broken_off_anywhere_goes_on_at_its_last_block(content: bytes, cuts: list[int]) -> None:
+    with TemporaryDirectory() as directory:
+        for cut in [*cuts, len(content)]:
+            record = opened(Path(directory))
+            assert record.position == record.size - record.size % BLOCK_BYTES
+            if piece := content[record.position : record.position + max(cut, BLOCK_BYTES + 1)]:
+                record.store(record.position, piece)
+            record.close()
+        while (record := opened(Path(directory))).size < len(content):
+            record.store(record.position, content[record.position : record.position + 2 * BLOCK_BYTES])
+            record.close()
+        record.close()
+        assert (Path(directory) / "log").read_bytes() == content
