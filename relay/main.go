@@ -10,7 +10,7 @@
 //
 // The protocol is one call, a stream in both directions (see fastlane_grpc/rpc/relay.py). The server says first up to
 // which offset it has the file, and the relay sends what follows. When the recorder has ended and everything is sent,
-// the relay closes its side; the server stores the file safely and says its size. Only then the relay ends, with 0. A
+// the relay says so; the server stores the file safely and says its size. Only then the relay ends, with 0. A
 // connection that breaks is made again, and the copy goes on at the server's offset.
 //
 // Exit status 3: the server refuses for good, and says why on stderr.
@@ -190,8 +190,10 @@ func copyRecord(connection *grpc.ClientConn, given options) (began bool, err err
 		case <-time.After(lookPause):
 		}
 	}
-	if err := stream.CloseSend(); err != nil {
-		return true, err
+	// Said in so many words: to the server, a connection that breaks may look like a side that was closed.
+	last := binary.LittleEndian.AppendUint64(nil, uint64(offset))
+	if err := stream.SendMsg(&last); err != nil {
+		return true, orElse((<-received).err, "the server ended the call")
 	}
 	answered := <-received
 	if answered.err == nil && answered.size < offset {

@@ -175,6 +175,7 @@ def test_a_server_that_is_away_at_the_end_gets_everything_later(pair: Pair) -> N
     running = pair.record("sh", "-c", "echo first; exec sleep 1000")
     wait_until(lambda: b"first" in pair.received(), "the output is there")
     pair.leave()
+    assert not (pair.copy / "relay-end").exists(), "it was broken off"
     running.stop_hard()
     running.end()
     assert relay.poll() is None

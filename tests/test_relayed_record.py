@@ -69,7 +69,7 @@ def test_a_piece_that_does_not_fit_changes_nothing(tmp_path: Path, offset: int, 
         record.store(offset, b"x" * size)
     assert (tmp_path / "log").read_bytes() == b"first"
     record.store(5, b" second")
-    assert (record.finish(), (tmp_path / "log").read_bytes()) == (12, b"first second")
+    assert (record.finish(12), (tmp_path / "log").read_bytes()) == (12, b"first second")
     record.close()
 
 
@@ -79,7 +79,7 @@ def test_blocks_are_skipped_only_under_a_size_limit(tmp_path: Path) -> None:
     with pytest.raises(PieceInvalid):
         record.store(3 * BLOCK_BYTES + 1, b"later")
     record.store(3 * BLOCK_BYTES, b"later")
-    assert record.finish() == 3 * BLOCK_BYTES + 5
+    assert record.finish(3 * BLOCK_BYTES + 5) == 3 * BLOCK_BYTES + 5
     record.close()
 
 
@@ -132,3 +132,14 @@ def test_two_relays_do_not_store_at_once(tmp_path: Path) -> None:
         opened(tmp_path)
     first.close()
     opened(tmp_path).close()
+
+
+def test_a_record_of_which_something_is_missing_is_not_finished(tmp_path: Path) -> None:
+    record = opened(tmp_path)
+    record.store(0, b"first")
+    with pytest.raises(PieceInvalid, match="ends at 6"):
+        record.finish(6)
+    assert not (tmp_path / "relay-end").exists()
+    record.finish(5)
+    assert (tmp_path / "relay-end").exists()
+    record.close()

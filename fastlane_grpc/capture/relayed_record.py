@@ -119,6 +119,8 @@ class RelayedRecord:
         """Grant the start, and open the record. Raises StartRevoked, and OSError: then it may be called again."""
         if (decided := decide(self._directory, Permission.GRANTED)) is not Permission.GRANTED:
             raise StartRevoked(f"the start of this execution was {decided.value}")
+        # Of an earlier call, which had an earlier end.
+        (self._directory / "relay-end").unlink(missing_ok=True)
         if self._file < 0:
             self._file = open_record(self._directory / "log", os.O_RDWR | os.O_CREAT)
         # A seal waits for this lock.
@@ -148,8 +150,13 @@ class RelayedRecord:
         if self._limit is not None and begun:
             self._limit.evict_blocks(begun[-1])
 
-    def finish(self) -> int:
-        """Note that everything was received, and return the size of the record. All of it is on disk."""
+    def finish(self, offset: int) -> int:
+        """Note that everything was received, and return the size of the record. All of it is on disk.
+
+        `offset` is the end of the record by the relay. Raises PieceInvalid if something is missing, and OSError.
+        """
+        if offset != self.position:
+            raise PieceInvalid(f"the record ends at {offset}, and was received up to {self.position}")
         os.fsync(self._file)
         (self._directory / "relay-end").touch()
         _sync(self._directory)

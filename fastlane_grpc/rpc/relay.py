@@ -6,7 +6,8 @@ little-endian:
 
 * from the server, first: the offset (8 bytes) from which the relay has to send. With it the start is granted.
 * from the relay: an offset (8 bytes), and a piece of the record that belongs there.
-* from the server, after the relay has closed its side: the size of the record (8 bytes), all of which is on disk.
+* from the relay, last: the offset (8 bytes) after everything, without a piece. The recorder has ended.
+* from the server, last: the size of the record (8 bytes), all of which is on disk.
 
 UNAUTHENTICATED: another token, or no such pod is expected here. FAILED_PRECONDITION: its start was revoked, or its
 record is sealed. INVALID_ARGUMENT: a piece that does not fit. None of these is worth another try; everything else is.
@@ -89,9 +90,14 @@ class RelayServer:
             await _to_its_end(record.open)
             yield record.position.to_bytes(8, "little")
             async for request in requests:
-                await _store(record, request, execution_id)
-            size = await _to_its_end(record.finish)
-            yield size.to_bytes(8, "little")
+                offset, piece = int.from_bytes(request[:8], "little"), request[8:]
+                if not piece:
+                    size = await _to_its_end(partial(record.finish, offset))
+                    yield size.to_bytes(8, "little")
+                    return
+                await _store(record, offset, piece, execution_id)
+            # A connection that breaks also ends the requests, without an error.
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "the relay did not say that this is everything")
         except StartRevoked as error:
             await context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error))
         except OSError as error:
@@ -116,9 +122,8 @@ class RelayServer:
             await asyncio.wait([earlier])
 
 
-async def _store(record: RelayedRecord, request: bytes, execution_id: str) -> None:
+async def _store(record: RelayedRecord, offset: int, piece: bytes, execution_id: str) -> None:
     """Store a piece, as soon as the disk has room. Raises PieceInvalid."""
-    offset, piece = int.from_bytes(request[:8], "little"), request[8:]
     while True:
         try:
             await _to_its_end(partial(record.store, offset, piece))
