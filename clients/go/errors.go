@@ -34,7 +34,7 @@ func (e *Error) GRPCStatus() *status.Status { return status.New(e.Code, e.Messag
 
 // passing are the codes of interruptions, unless the server has a reason.
 var passing = []codes.Code{
-	codes.Unavailable, codes.DeadlineExceeded, codes.Canceled, codes.Aborted, codes.Internal, codes.Unknown,
+	codes.Unavailable, codes.DeadlineExceeded, codes.Canceled, codes.Internal, codes.Unknown,
 }
 
 // Passing says whether the same call may succeed later.

@@ -96,8 +96,7 @@ def status_codes() -> Iterator[tuple[grpc.StatusCode, bool]]:
     """Yield the codes of the table in clients/README.md, and whether a client gives up then."""
     page = (ROOT / "clients" / "README.md").read_text()
     for names, does in re.findall(r"^\| ([A-Z]{4}.*?) \| [\d, ]+ \| (gives up|calls again)", page, re.MULTILINE):
-        # Without details, ABORTED is not of fastlane.
-        for name in {*re.findall("[A-Z_]{4,}", names)} - {"ABORTED"}:
+        for name in re.findall("[A-Z_]{4,}", names):
             yield grpc.StatusCode[name], does == "gives up"
 
 

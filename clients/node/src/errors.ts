@@ -12,9 +12,9 @@ export interface Violation {
   description: string;
 }
 
-const { UNAVAILABLE, DEADLINE_EXCEEDED, CANCELLED, ABORTED, INTERNAL, UNKNOWN } = status;
+const { UNAVAILABLE, DEADLINE_EXCEEDED, CANCELLED, INTERNAL, UNKNOWN } = status;
 /** The codes of interruptions, unless the server has a reason. */
-const PASSING: readonly status[] = [UNAVAILABLE, DEADLINE_EXCEEDED, CANCELLED, ABORTED, INTERNAL, UNKNOWN];
+const PASSING: readonly status[] = [UNAVAILABLE, DEADLINE_EXCEEDED, CANCELLED, INTERNAL, UNKNOWN];
 const TLS_FAILED = /certificate|altnames|SSL routines|EPROTO/;
 export const LONGEST_PAUSE_MS = 5_000;
 

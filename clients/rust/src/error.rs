@@ -11,8 +11,7 @@ use tonic_types::{FieldViolation, StatusExt};
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 /// The codes of interruptions, unless the server has a reason.
-const PASSING: [Code; 6] =
-    [Code::Unavailable, Code::DeadlineExceeded, Code::Cancelled, Code::Aborted, Code::Internal, Code::Unknown];
+const PASSING: [Code; 5] = [Code::Unavailable, Code::DeadlineExceeded, Code::Cancelled, Code::Internal, Code::Unknown];
 
 /// A call that failed: refused by the server, or interrupted on the way.
 #[derive(Clone, Debug)]

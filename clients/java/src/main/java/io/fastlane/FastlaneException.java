@@ -1,6 +1,5 @@
 package io.fastlane;
 
-import static io.grpc.Status.Code.ABORTED;
 import static io.grpc.Status.Code.CANCELLED;
 import static io.grpc.Status.Code.DEADLINE_EXCEEDED;
 import static io.grpc.Status.Code.INTERNAL;
@@ -35,7 +34,7 @@ public final class FastlaneException extends RuntimeException {
     private static final long DAY_SECONDS = 86_400;
     /** The codes of interruptions, unless the server has a reason. */
     private static final Set<Status.Code> PASSING =
-            EnumSet.of(UNAVAILABLE, DEADLINE_EXCEEDED, CANCELLED, ABORTED, INTERNAL, UNKNOWN);
+            EnumSet.of(UNAVAILABLE, DEADLINE_EXCEEDED, CANCELLED, INTERNAL, UNKNOWN);
 
     private final Status.Code code;
     private ErrorInfo info = ErrorInfo.getDefaultInstance();
