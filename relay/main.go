@@ -1,6 +1,8 @@
 // Relay copies the record of one execution, byte for byte, to the server, while the recorder writes it.
 //
+//	relay prepare DIRECTORY      puts the recorder, which is beside this program, and an empty box into a directory
 //	relay --execution ID --server ADDRESS [--ca FILE] RECORD BOX
+//	relay granted RECORD         ends with 0 once the start is granted
 //
 // FASTLANE_RELAY_TOKEN is the token of the execution. RECORD is a file that the relay makes when the server has granted
 // the start; its second name, BOX/log, is the one that the recorder claims. So without a grant no command runs. Once
@@ -8,7 +10,7 @@
 //
 // The protocol is one call, a stream in both directions (see fastlane_grpc/rpc/relay.py). The server says first up to
 // which offset it has the file, and the relay sends what follows. When the recorder has ended and everything is sent,
-// the relay closes its side; the server stores the file safely and says its size. Only then the relay ends, with 0. A
+// the relay says so; the server stores the file safely and says its size. Only then the relay ends, with 0. A
 // connection that breaks is made again, and the copy goes on at the server's offset.
 //
 // Exit status 3: the server refuses for good, and says why on stderr.
@@ -64,6 +66,13 @@ type options struct {
 }
 
 func main() {
+	if len(os.Args) == 3 && os.Args[1] == "prepare" {
+		exit(prepare(os.Args[2]))
+	}
+	if len(os.Args) == 3 && os.Args[1] == "granted" {
+		_, err := os.Lstat(os.Args[2])
+		exit(err)
+	}
 	var given options
 	flag.StringVar(&given.execution, "execution", "", "id of the execution")
 	flag.StringVar(&given.server, "server", "", "address of the server's port for relays")
@@ -97,6 +106,14 @@ func main() {
 		time.Sleep(pause)
 		pause = min(2*pause, longestPause)
 	}
+}
+
+func exit(err error) {
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "relay:", err)
+		os.Exit(1)
+	}
+	os.Exit(0)
 }
 
 func connect(given options) (*grpc.ClientConn, error) {
@@ -173,8 +190,10 @@ func copyRecord(connection *grpc.ClientConn, given options) (began bool, err err
 		case <-time.After(lookPause):
 		}
 	}
-	if err := stream.CloseSend(); err != nil {
-		return true, err
+	// Said in so many words: to the server, a connection that breaks may look like a side that was closed.
+	last := binary.LittleEndian.AppendUint64(nil, uint64(offset))
+	if err := stream.SendMsg(&last); err != nil {
+		return true, orElse((<-received).err, "the server ended the call")
 	}
 	answered := <-received
 	if answered.err == nil && answered.size < offset {

@@ -43,6 +43,9 @@ class NoCapture:
     def use_secrets(self, read: ReadSecrets) -> None:
         """Do nothing."""
 
+    def use_stdin(self, content: Path) -> None:
+        """Do nothing."""
+
     def discard_secrets(self) -> None:
         """Do nothing."""
 

@@ -41,7 +41,7 @@ def test_both_take_the_same_arguments_and_answer_the_same(name: str) -> None:
         "__init__",
         "jobs",
         "executions",
-        "output_entries",
+        "outputs",
         "deliveries",
         "audit_entries",
         "tasks",

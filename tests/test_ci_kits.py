@@ -5,6 +5,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -459,13 +460,18 @@ def test_a_server_with_tls_and_tokens_is_used_by_those_who_have_both(
 
 def test_a_server_that_is_away_is_waited_for_and_then_told_of(programs: Path, server: Server, image: str) -> None:
     begin = time.monotonic()
-    for step in [
-        tail(programs, server, "-address", free_address(), "-wait", "1s", *words) for words in ([image], ["-job", "j"])
-    ]:
-        _, err = step.communicate(timeout=60)
-        assert (step.returncode, time.monotonic() - begin >= 1) == (69, True)
-        assert err.startswith(b"fastlane-tail: ")
-        assert b"refused" in err
+    with socket.create_server(("127.0.0.1", 0)) as deaf:
+        asked = [
+            (free_address(), [image], "refused"),
+            (free_address(), ["-job", "j"], "refused"),
+            (f"127.0.0.1:{deaf.getsockname()[1]}", [image], ""),
+        ]
+        steps = [tail(programs, server, "-address", address, "-wait", "1s", *words) for address, words, _ in asked]
+        for step, (address, _, why) in zip(steps, asked, strict=True):
+            _, err = step.communicate(timeout=60)
+            assert (step.returncode, time.monotonic() - begin >= 1) == (69, True)
+            line = err.decode().splitlines()[-1]
+            assert re.match(f"fastlane-tail: (job j: )?the server at {address} does not respond: .*{why}", line)
 
 
 def test_a_reader_that_goes_away_ends_the_step_and_the_job(

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import timedelta
+from functools import cache
 from pathlib import Path
 from tempfile import mkdtemp
 
@@ -40,6 +41,7 @@ def engine_group() -> int:
     return Path(engine_address().removeprefix("unix://")).stat().st_gid
 
 
+@cache
 def python_of_a_user() -> tuple[str, Mapping[str, str]]:
     """A Python of this version that an ordinary user may execute, and the environment in which it finds what is
     installed for this one."""

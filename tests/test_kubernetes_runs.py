@@ -3,80 +3,27 @@
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
-from fastlane_grpc.execution import Host, Step
-from fastlane_grpc.model import CaptureMode, Execution, Outcome, Reason, State, WaitReason, utc_now
+from fastlane_grpc.execution import Step
+from fastlane_grpc.model import Execution, Outcome, Reason, State, WaitReason, utc_now
 from fastlane_grpc.runner import LeaveCommand
+from tests.cluster.harness import ClusterHarness
 from tests.cluster.processes import wait_until
-from tests.engine import EngineHarness, Going
-from tests.pods import NoCaptures
 
 if TYPE_CHECKING:
-    from fastlane_grpc.kubernetes import KubernetesBackend
     from tests.cluster.running import Cluster
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(180)]
 
-# The nodes that pods ask for here. No node has the label until a test gives it to one.
-LABEL = "fastlane.test/wanted"
 AWAY = "127.0.0.1:1/nothing:1"
 
 
-class Harness(EngineHarness):
-    """A server's lower floors over one namespace of a cluster. Nothing is captured."""
-
-    def __init__(self, directory: Path, cluster: "Cluster", namespace: str) -> None:
-        self.cluster = cluster
-        self.namespace = namespace
-        self.node_selector: dict[str, str] = {}
-        super().__init__(directory, cluster.image, "", "", CaptureMode.AUTO, 0)
-
-    def connect(self) -> Host:
-        return Host("local", self.pods(), NoCaptures(), ping_seconds=1)
-
-    def pods(self) -> "KubernetesBackend":
-        from fastlane_grpc.kubernetes import ClusterApi, KubernetesBackend, PodSettings
-
-        api = ClusterApi(kubeconfig=self.cluster.kubeconfig, namespace=self.namespace)
-        settings = PodSettings(node_selector=self.node_selector)
-        return KubernetesBackend(api, instance=self.store.instance, host="local", settings=settings)
-
-    def remove_all(self) -> None:
-        """Do nothing, as the namespace is removed."""
-
-    def want_node(self) -> str:
-        """From now on ask for a node with a label of its own, which no node has. Return the value of the label."""
-        self.node_selector = {LABEL: self.namespace}
-        self.reopen()
-        return self.namespace
-
-    def go_waiting(self, script: str, **more: Any) -> Going:
-        """Run a script on a node that is not there, until the scheduler has said so."""
-        going = self.go("sh -c", script, **more)
-        wait_until(lambda: going.mailbox.waiting is not None, "it waits for a node")
-        return going
-
-    def give_node(self) -> None:
-        """Give the label that is asked for to a node."""
-        api = self.cluster.api()
-        node = api.list_node().items[0].metadata.name
-        api.patch_node(node, {"metadata": {"labels": {LABEL: self.node_selector[LABEL]}}})
-
-    def pod_names(self) -> list[str]:
-        return [pod.metadata.name for pod in self.cluster.api().list_namespaced_pod(self.namespace).items]
-
-    def pods_are_gone(self) -> bool:
-        """Wait until the namespace has no pod, as a node takes its time."""
-        wait_until(lambda: self.pod_names() == [], "the pods are gone")
-        return True
-
-
 @pytest.fixture
-def harness(tmp_path: Path, cluster: "Cluster", namespace: str) -> Iterator[Harness]:
-    harness = Harness(tmp_path, cluster, namespace)
+def harness(tmp_path: Path, cluster: "Cluster", namespace: str) -> Iterator[ClusterHarness]:
+    harness = ClusterHarness(tmp_path, cluster, namespace)
     yield harness
     harness.close()
 
@@ -86,7 +33,7 @@ def outcome(execution: Execution) -> Outcome:
     return execution.outcome
 
 
-def test_a_pod_that_waits_for_a_node_says_why_and_runs_when_there_is_one(harness: Harness) -> None:
+def test_a_pod_that_waits_for_a_node_says_why_and_runs_when_there_is_one(harness: ClusterHarness) -> None:
     harness.want_node()
     going = harness.go_waiting("exit 3")
     waiting = going.mailbox.waiting
@@ -103,7 +50,7 @@ def test_a_pod_that_waits_for_a_node_says_why_and_runs_when_there_is_one(harness
     assert harness.pods_are_gone()
 
 
-def test_a_stop_takes_back_a_start_that_waits_for_a_node(harness: Harness) -> None:
+def test_a_stop_takes_back_a_start_that_waits_for_a_node(harness: ClusterHarness) -> None:
     harness.want_node()
     going = harness.go_waiting("exit 3")
     harness.stop(going.id)
@@ -113,7 +60,7 @@ def test_a_stop_takes_back_a_start_that_waits_for_a_node(harness: Harness) -> No
     assert harness.pods_are_gone()
 
 
-def test_the_next_server_waits_on_in_the_place_of_one_that_left(harness: Harness) -> None:
+def test_the_next_server_waits_on_in_the_place_of_one_that_left(harness: ClusterHarness) -> None:
     harness.want_node()
     going = harness.go_waiting("exit 3")
     (pod,) = harness.pod_names()
@@ -129,13 +76,13 @@ def test_the_next_server_waits_on_in_the_place_of_one_that_left(harness: Harness
 
 
 @pytest.mark.parametrize("step", [Step.CREATED, Step.FENCED, Step.STARTED])
-def test_a_server_killed_around_the_start_leaves_one_pod_to_the_next(harness: Harness, step: Step) -> None:
+def test_a_server_killed_around_the_start_leaves_one_pod_to_the_next(harness: ClusterHarness, step: Step) -> None:
     execution = harness.adopt(harness.kill_at(step, "exit 3")).result()
     assert (execution.state, outcome(execution).exit_code) == (State.FAILED, 3)
     assert harness.pods_are_gone()
 
 
-def test_a_stop_while_no_server_runs_takes_back_a_start(harness: Harness) -> None:
+def test_a_stop_while_no_server_runs_takes_back_a_start(harness: ClusterHarness) -> None:
     harness.want_node()
     going = harness.go_waiting("exit 3")
     going.mailbox.put(LeaveCommand())
@@ -147,14 +94,14 @@ def test_a_stop_while_no_server_runs_takes_back_a_start(harness: Harness) -> Non
     assert harness.pods_are_gone()
 
 
-def test_an_execution_expires_while_it_waits_for_a_node(harness: Harness) -> None:
+def test_an_execution_expires_while_it_waits_for_a_node(harness: ClusterHarness) -> None:
     harness.want_node()
     execution = harness.go("sh -c", "exit 3", expire_time=utc_now() + timedelta(seconds=3)).result()
     assert execution.state is State.EXPIRED
     assert harness.pods_are_gone()
 
 
-def test_a_pod_removed_while_it_waits_is_not_made_again(harness: Harness) -> None:
+def test_a_pod_removed_while_it_waits_is_not_made_again(harness: ClusterHarness) -> None:
     harness.want_node()
     going = harness.go_waiting("exit 3")
     harness.cluster.api().delete_namespaced_pod(harness.pod_names()[0], harness.namespace)
@@ -163,12 +110,12 @@ def test_a_pod_removed_while_it_waits_is_not_made_again(harness: Harness) -> Non
     assert "somebody removed" in outcome(execution).detail
 
 
-def test_a_command_that_an_image_lacks_has_its_reason(harness: Harness) -> None:
+def test_a_command_that_an_image_lacks_has_its_reason(harness: ClusterHarness) -> None:
     execution = harness.run("no-such-command")
     assert (execution.state, outcome(execution).reason) == (State.FAILED, Reason.COMMAND_NOT_FOUND)
 
 
-def test_a_registry_that_stays_away_is_given_up(harness: Harness) -> None:
+def test_a_registry_that_stays_away_is_given_up(harness: ClusterHarness) -> None:
     harness.retry_seconds = 0.5
     harness.reopen()
     execution = harness.run("true", image=AWAY)
@@ -176,7 +123,7 @@ def test_a_registry_that_stays_away_is_given_up(harness: Harness) -> None:
     assert harness.pods_are_gone()
 
 
-def test_a_stop_ends_the_tries_of_a_node_to_get_an_image(harness: Harness) -> None:
+def test_a_stop_ends_the_tries_of_a_node_to_get_an_image(harness: ClusterHarness) -> None:
     going = harness.go("true", image=AWAY)
     harness.wait_for_system(going.id, "tries again")
     harness.stop(going.id)

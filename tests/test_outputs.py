@@ -205,7 +205,7 @@ def test_outputs_of_a_failed_job_are_kept_and_both_clients_read_them(
     assert set(names) == {"report.txt", *(f"src/dist{name}" for name in below)}
     assert names["src/dist/deep/one"] == 0o4751
     assert hashlib.sha256((tmp_path / "src/dist/big").read_bytes()).hexdigest() == big
-    listed = list(client.output_entries(execution.id))
+    listed = list(client.outputs(execution.id))
     with tarfile.open(fileobj=io.BytesIO(archive.getvalue())) as read_back:
         assert [(each.path, each.mode, each.size_bytes) for each in listed] == [
             (f"/{each.name}", each.mode, each.size) for each in read_back

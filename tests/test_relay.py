@@ -10,16 +10,16 @@ from typing import Any
 
 import pytest
 
-from fastlane_grpc import recorder as program
-from fastlane_grpc.capture.relayed_record import Permission, decide, permission
+from fastlane_grpc.capture.relay_tokens import RelayTokens
+from fastlane_grpc.capture.relayed_record import Permission, decide, new_pod, permission
 from fastlane_grpc.model import Source
 from fastlane_grpc.record.format import BLOCK_BYTES
-from fastlane_grpc.rpc.relay import RelayServer, RelayTokens
+from fastlane_grpc.rpc.relay import RelayServer
+from tests.cluster.kit import RELAY, recorder_program
 from tests.cluster.processes import wait_until
 from tests.engine import Output, read_output
 from tests.recorder_program import EXECUTION_ID, Recorder, Running, needs_namespaces, python, walk
 from tests.succession import free_address
-from tests.tools import ROOT
 
 # In the stage of the cluster, which builds the relay.
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(120)]
@@ -44,8 +44,9 @@ class Pair:
         self.box.mkdir(parents=True)
         self.box.chmod(0o777)
         self.max_log_bytes = max_log_bytes
+        self.token = TOKENS.token(EXECUTION_ID, new_pod(self.copy))
         self.address = free_address()
-        self.recorder = Recorder(_program(), self.pod)
+        self.recorder = Recorder(recorder_program(), self.pod)
         self._relays: list[subprocess.Popen[bytes]] = []
         self._loop = asyncio.new_event_loop()
         threading.Thread(target=self._loop.run_forever, daemon=True).start()
@@ -65,10 +66,10 @@ class Pair:
         self._wait(self.server.stop())
         self.server = None
 
-    def relay(self, token: str = TOKENS.token(EXECUTION_ID), execution_id: str = EXECUTION_ID) -> Any:
+    def relay(self, token: str = "", execution_id: str = EXECUTION_ID) -> Any:
         relay = subprocess.Popen(
-            [ROOT / ".tools/bin/relay", "--execution", execution_id, "--server", self.address, self.log, self.box],
-            env={**os.environ, "FASTLANE_RELAY_TOKEN": token},
+            [RELAY, "--execution", execution_id, "--server", self.address, self.log, self.box],
+            env={**os.environ, "FASTLANE_RELAY_TOKEN": token or self.token},
             stderr=subprocess.PIPE,
         )
         self._relays.append(relay)
@@ -107,12 +108,6 @@ class Pair:
 
     def _wait(self, work: Coroutine[Any, Any, Any]) -> Any:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result(SECONDS)
-
-
-def _program() -> Path:
-    binary = next(filter(None, map(program.binary, program.ARCHITECTURES)), None)
-    assert binary, "the recorder is not built"
-    return binary
 
 
 @pytest.fixture
@@ -180,6 +175,7 @@ def test_a_server_that_is_away_at_the_end_gets_everything_later(pair: Pair) -> N
     running = pair.record("sh", "-c", "echo first; exec sleep 1000")
     wait_until(lambda: b"first" in pair.received(), "the output is there")
     pair.leave()
+    assert not (pair.copy / "relay-end").exists(), "it was broken off"
     running.stop_hard()
     running.end()
     assert relay.poll() is None
@@ -243,21 +239,15 @@ def test_no_command_runs_whose_start_was_revoked(pair: Pair) -> None:
     assert not (pair.pod / "ran").exists()
 
 
-@pytest.mark.parametrize(
-    ("execution_id", "token", "words"),
-    [
-        (EXECUTION_ID, TOKENS.token("another"), b"not the token"),
-        ("another", TOKENS.token(EXECUTION_ID), b"not the token"),
-        ("another", TOKENS.token("another"), b"no record of this execution"),
-    ],
-    ids=["token of another", "for another", "unknown"],
-)
-def test_a_token_opens_the_record_of_its_execution_alone(
-    pair: Pair, execution_id: str, token: str, words: bytes
-) -> None:
+@pytest.mark.parametrize("of", ["another execution", "for another execution", "an earlier pod"])
+def test_a_token_opens_the_record_of_its_pod_alone(pair: Pair, of: str) -> None:
     pair.serve()
-    relay = pair.relay(token, execution_id)
+    if of == "an earlier pod":
+        new_pod(pair.copy)
+    token = TOKENS.token("another", "1") if of == "another execution" else pair.token
+    relay = pair.relay(token, "another" if of == "for another execution" else EXECUTION_ID)
     _, said = relay.communicate(timeout=SECONDS)
-    assert (relay.returncode, words in said) == (3, True), said
+    assert relay.returncode == 3
+    assert b"not the token of a pod that is expected" in said
     assert permission(pair.copy) is None
     assert not (pair.box / "log").exists()

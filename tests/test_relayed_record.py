@@ -14,8 +14,11 @@ from fastlane_grpc.capture.relayed_record import (
     PieceInvalid,
     RelayedRecord,
     StartRevoked,
+    close,
     decide,
+    new_pod,
     permission,
+    pod_number,
 )
 from fastlane_grpc.record.format import BLOCK_BYTES
 
@@ -66,7 +69,7 @@ def test_a_piece_that_does_not_fit_changes_nothing(tmp_path: Path, offset: int, 
         record.store(offset, b"x" * size)
     assert (tmp_path / "log").read_bytes() == b"first"
     record.store(5, b" second")
-    assert (record.sync(), (tmp_path / "log").read_bytes()) == (12, b"first second")
+    assert (record.finish(12), (tmp_path / "log").read_bytes()) == (12, b"first second")
     record.close()
 
 
@@ -76,7 +79,7 @@ def test_blocks_are_skipped_only_under_a_size_limit(tmp_path: Path) -> None:
     with pytest.raises(PieceInvalid):
         record.store(3 * BLOCK_BYTES + 1, b"later")
     record.store(3 * BLOCK_BYTES, b"later")
-    assert record.sync() == 3 * BLOCK_BYTES + 5
+    assert record.finish(3 * BLOCK_BYTES + 5) == 3 * BLOCK_BYTES + 5
     record.close()
 
 
@@ -95,3 +98,48 @@ def test_a_copy_that_is_broken_off_anywhere_goes_on_at_its_last_block(content: b
             record.close()
         record.close()
         assert (Path(directory) / "log").read_bytes() == content
+
+
+def test_a_new_pod_is_decided_about_anew_until_one_was_granted(tmp_path: Path) -> None:
+    directory = tmp_path / "execution"
+    first = new_pod(directory)
+    assert (pod_number(directory), permission(directory)) == (first, None)
+    decide(directory, REVOKED)
+    second = new_pod(directory)
+    assert second != first
+    assert (pod_number(directory), permission(directory)) == (second, None)
+    decide(directory, GRANTED)
+    with pytest.raises(FileExistsError):
+        new_pod(directory)
+    assert (pod_number(directory), permission(directory)) == (second, GRANTED)
+
+
+def test_a_closed_record_stores_nothing_more(tmp_path: Path) -> None:
+    record = opened(tmp_path)
+    record.store(0, b"first")
+    close(tmp_path)
+    with pytest.raises(StartRevoked, match="closed"):
+        record.store(5, b"second")
+    record.close()
+    with pytest.raises(StartRevoked):
+        opened(tmp_path)
+    assert (tmp_path / "log").read_bytes() == b"first"
+
+
+def test_two_relays_do_not_store_at_once(tmp_path: Path) -> None:
+    first = opened(tmp_path)
+    with pytest.raises(BlockingIOError):
+        opened(tmp_path)
+    first.close()
+    opened(tmp_path).close()
+
+
+def test_a_record_of_which_something_is_missing_is_not_finished(tmp_path: Path) -> None:
+    record = opened(tmp_path)
+    record.store(0, b"first")
+    with pytest.raises(PieceInvalid, match="ends at 6"):
+        record.finish(6)
+    assert not (tmp_path / "relay-end").exists()
+    record.finish(5)
+    assert (tmp_path / "relay-end").exists()
+    record.close()

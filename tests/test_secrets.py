@@ -1,14 +1,18 @@
 """Secrets of the operator in the environment of jobs: who may use them, where they are read, and that their values are
 nowhere but in the command."""
 
+import asyncio
 import base64
 import hashlib
 import os
+import queue
 import re
 import select
 import subprocess
-from collections.abc import AsyncIterator
-from contextlib import AbstractContextManager
+import threading
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import docker
@@ -17,13 +21,16 @@ import pytest
 
 from fastlane_grpc import config
 from fastlane_grpc.app import Server as InProcess
-from fastlane_grpc.client import Client, InvalidRequest, NotFound
+from fastlane_grpc.client import Client, InvalidRequest, Mail, NotFound, Webhook
 from fastlane_grpc.config import ConfigError, SecretSettings, Settings
+from fastlane_grpc.debugging import requested_dump
 from fastlane_grpc.errors import SecretNotFound
 from fastlane_grpc.secrets import NamedSecrets, SecretUnusable, Unreadable
 from fastlane_grpc.secrets.source import read_output
 from fastlane_grpc.v1 import fastlane_pb2 as pb
 from fastlane_grpc.v1 import fastlane_pb2_grpc as pb_grpc
+from tests.http_client import ask
+from tests.mails import BRIDGE, Mails
 from tests.reading import Reader, outcome, run
 from tests.serving import Server, containers, serving_on
 
@@ -215,7 +222,13 @@ def test_a_secret_is_in_the_command_and_nowhere_else(tmp_path: Path, sdk: docker
         'printf %s "$PASSWORD" | base64; ls -A /.fastlane/box; cat /proc/1/environ 2>/dev/null | grep -c PASSWORD;'
         "while [ -e /keep ]; do sleep 0.1; done"
     )
-    with serving_with(sdk, tmp_path, tables, http_listen="127.0.0.1:0") as server, Client(server.address) as client:
+    with (
+        Mails() as mails,
+        posts_received() as (url, posts),
+        serving_with(sdk, tmp_path, tables, http_listen="127.0.0.1:0", **receivers(mails)) as server,
+        Client(server.address) as client,
+    ):
+        told = [Mail("ops@example.org", states=ENDS), Webhook(url, states=ENDS)]
         for name in ("mine", "nosuch"):
             with pytest.raises(NotFound, match=f"there is no secret '{name}' for this task"):
                 client.enqueue("run", image, secret_envs={"A": name})
@@ -223,7 +236,9 @@ def test_a_secret_is_in_the_command_and_nowhere_else(tmp_path: Path, sdk: docker
             client.enqueue("run", image, envs={"A": "1"}, secret_envs={"A": "db"})
         for user in ("", "1000:1000"):
             words = ["sh", "-c", f"test -w / && touch /keep; {script}"]
-            job = client.enqueue("run", image, args=words, secret_envs={"PASSWORD": "db"}, user=user)
+            job = client.enqueue(
+                "run", image, args=words, secret_envs={"PASSWORD": "db"}, user=user, notifications=told
+            )
             reader = Reader(client, job.execution.id)
             if not user:
                 reader.wait_for(lambda reader=reader: reader.stdout.endswith(b"\n0\n"))
@@ -233,6 +248,8 @@ def test_a_secret_is_in_the_command_and_nowhere_else(tmp_path: Path, sdk: docker
                 ).stdout
                 assert not leaks(str(sdk.api.inspect_container(container)) + inspected)
                 assert not leaks(str(client.job(job.id)))
+                assert not leaks(b"\n".join(command_lines()))
+                assert not leaks(requested_dump(tmp_path / "data"))
                 sdk.api.exec_start(sdk.api.exec_create(container, ["rm", "/keep"])["Id"])
             assert reader.end().exit_status == 0
             has_it = hashlib.sha256(f"{VALUE}\n".encode()).hexdigest()
@@ -240,9 +257,52 @@ def test_a_secret_is_in_the_command_and_nowhere_else(tmp_path: Path, sdk: docker
             assert reader.stderr == b"***\n\n"
             assert reader.totals().bytes == len(reader.stdout)
             assert dict(client.job(job.id).spec.secret_envs) == {"PASSWORD": "db"}
+            mail, post = mails.received.get(timeout=20), posts.get(timeout=20)
+            # Both have the end of the log, or the job.
+            assert ("<***" in mail.as_string(), leaks(mail.as_bytes())) == (True, False)
+            assert (job.id.encode() in post, leaks(post)) == (True, False)
+            for path in (f"/jobs/{job.id}", f"/executions/{job.execution.id}/logs?follow=false", "/metrics", "/audit"):
+                assert not leaks(asyncio.run(ask(server.http_port, "GET", path)).body)
         assert not leaks(server.log)
     left = [path for path in tmp_path.rglob("*") if path.is_file() and path != file and leaks(path.read_bytes())]
     assert left == []
+
+
+ENDS = [pb.STATE_SUCCEEDED]
+
+
+def receivers(mails: Mails) -> dict[str, str]:
+    """Settings of a server that sends mails there, and webhooks to loopback."""
+    mail = {"smtp_host": BRIDGE, "smtp_port": str(mails.port), "smtp_tls": "off", "smtp_from": "fastlane@example.org"}
+    return {**mail, "webhook_networks": "loopback"}
+
+
+@contextmanager
+def posts_received() -> Iterator[tuple[str, "queue.SimpleQueue[bytes]"]]:
+    """The address of a receiver of webhooks, and the headers and bodies that it gets."""
+    posts: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+
+    class Receiver(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            self.send_response(204)
+            self.end_headers()
+            posts.put(str(self.headers).encode() + body)
+
+        def log_message(self, *words: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Receiver) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/", posts
+        server.shutdown()
+
+
+def command_lines() -> Iterator[bytes]:
+    """The words of all processes of this machine, as `ps` shows them."""
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):
+            yield path.read_bytes()
 
 
 def leaks(text: str | bytes) -> bool:

@@ -11,7 +11,7 @@ import zlib
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,12 +20,13 @@ import structlog
 
 from fastlane_grpc import recorder as program
 from fastlane_grpc.backend import CannotRun, Image
-from fastlane_grpc.capture.capture import ContainerEnd, ReadSecrets, ask_record, not_kept, trailer_of
+from fastlane_grpc.capture.capture import ContainerEnd, ReadSecrets, ask_record, not_kept
 from fastlane_grpc.capture.handoff import CommandStatus, Delivery, RecordHandoff
 from fastlane_grpc.capture.handoff_watcher import handoff_watcher
 from fastlane_grpc.capture.record_retries import retry_until_written
+from fastlane_grpc.capture.written_record import first_byte_time_in, trailer_in
 from fastlane_grpc.model import Cause, Reason, Source
-from fastlane_grpc.record import Chunk, Position, RecordSealed, RecordWriter, Trailer
+from fastlane_grpc.record import RecordSealed, RecordWriter, Trailer
 
 # Paths in a container of the recorder program and the mounted directory.
 PROGRAM_TARGET, MOUNT_TARGET = "/.fastlane/recorder", "/.fastlane/box"
@@ -255,12 +256,7 @@ class RecorderCapture:
         return trailer
 
     def trailer(self) -> Trailer | None:
-        try:
-            return retry_until_written(
-                partial(ask_record, self._handoff.record, partial(trailer_of, execution_id=self._execution_id))
-            )
-        except FileNotFoundError:
-            return None
+        return trailer_in(self._handoff.record, self._execution_id)
 
     def detach(self) -> None:
         """Release the files of this capture. The recorder goes on by itself."""
@@ -269,14 +265,7 @@ class RecorderCapture:
 
     @property
     def first_byte_time(self) -> datetime | None:
-        try:
-            beginning = retry_until_written(
-                partial(ask_record, self._handoff.record, lambda reader: reader.read(Position.BEGIN))
-            )
-        except FileNotFoundError:
-            return None
-        first = next(iter(beginning.entries), None)
-        return datetime.fromtimestamp(first.time_ns / 1e9, UTC) if isinstance(first, Chunk) else None
+        return first_byte_time_in(self._handoff.record)
 
     def _ended(self) -> bool:
         """Whether no recorder writes the record. A left-over recorder is stopped first, then killed."""

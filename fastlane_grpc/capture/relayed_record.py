@@ -2,8 +2,11 @@
 
 The relay asks for the record before it lets a recorder begin. That grant, and a revocation, are one file that is made
 once: whichever of the two comes first stays, whatever is killed. So without a grant the command never ran.
+
+Each pod has a number of its own, which its relay has to name: a new pod of the execution is decided about anew.
 """
 
+import fcntl
 import os
 import secrets
 from contextlib import suppress
@@ -23,10 +26,12 @@ class Permission(Enum):
 
     GRANTED = "granted"
     REVOKED = "revoked"
+    # Granted before; the record is sealed, and nothing is stored any more.
+    CLOSED = "closed"
 
 
 class StartRevoked(Exception):
-    """The start of the execution was revoked: its command must not run."""
+    """The start of the execution was revoked, or its record is closed: nothing of it is stored."""
 
 
 class PieceInvalid(Exception):
@@ -47,18 +52,54 @@ def decide(directory: Path, wanted: Permission) -> Permission:
     if decided is not None:
         return decided
     directory.mkdir(parents=True, exist_ok=True)
-    new = directory / f"relay-{secrets.token_hex(4)}.new"
+    new = _written(directory, wanted.value)
     try:
-        with new.open("w") as file:
-            file.write(wanted.value)
-            file.flush()
-            os.fsync(file.fileno())
         with suppress(FileExistsError):
             (directory / "relay").hardlink_to(new)
     finally:
         new.unlink(missing_ok=True)
     _sync(directory)
     return Permission((directory / "relay").read_text())
+
+
+def close(directory: Path) -> None:
+    """Let no relay store anything from now on. The start was granted before."""
+    _written(directory, Permission.CLOSED.value).replace(directory / "relay")
+    _sync(directory)
+
+
+def new_pod(directory: Path) -> str:
+    """Return the number of a new pod, about which nothing is decided. No relay of an earlier pod is admitted.
+
+    Raises FileExistsError if a command of this execution may have run already.
+    """
+    if directory.exists() and decide(directory, Permission.REVOKED) is not Permission.REVOKED:
+        raise FileExistsError(f"a start of the execution in {directory} was granted already")
+    directory.mkdir(parents=True, exist_ok=True)
+    number = secrets.token_hex(8)
+    _written(directory, number).replace(directory / "relay-pod")
+    _sync(directory)
+    (directory / "relay").unlink(missing_ok=True)
+    _sync(directory)
+    return number
+
+
+def pod_number(directory: Path) -> str:
+    """Return the number of the present pod; empty if there is none."""
+    try:
+        return (directory / "relay-pod").read_text()
+    except FileNotFoundError:
+        return ""
+
+
+def _written(directory: Path, text: str) -> Path:
+    """Return a new file with this text, which is on disk."""
+    new = directory / f"relay-{secrets.token_hex(4)}.new"
+    with new.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    return new
 
 
 class RelayedRecord:
@@ -76,10 +117,14 @@ class RelayedRecord:
 
     def open(self) -> None:
         """Grant the start, and open the record. Raises StartRevoked, and OSError: then it may be called again."""
-        if decide(self._directory, Permission.GRANTED) is Permission.REVOKED:
-            raise StartRevoked("the start of this execution was revoked")
+        if (decided := decide(self._directory, Permission.GRANTED)) is not Permission.GRANTED:
+            raise StartRevoked(f"the start of this execution was {decided.value}")
+        # Of an earlier call, which had an earlier end.
+        (self._directory / "relay-end").unlink(missing_ok=True)
         if self._file < 0:
             self._file = open_record(self._directory / "log", os.O_RDWR | os.O_CREAT)
+        # A seal waits for this lock.
+        fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         self._limit = Limit(self._file, self._max_bytes, 0) if self._max_bytes else None
         # The last block is sent again: a machine that went down may have lost what was not synced of it.
         self.size = os.fstat(self._file).st_size
@@ -88,8 +133,10 @@ class RelayedRecord:
     def store(self, offset: int, piece: bytes) -> None:
         """Write a piece at its place, which is `position`, or a later block after blocks that were punched out.
 
-        Raises PieceInvalid, and OSError: then the same piece may be stored again.
+        Raises StartRevoked, PieceInvalid, and OSError: then the same piece may be stored again.
         """
+        if permission(self._directory) is not Permission.GRANTED:
+            raise StartRevoked("the record of this execution is closed")
         end = offset + len(piece)
         skips = offset > self.position and not offset % BLOCK_BYTES and self._limit is not None
         if not piece or end > MAX_RECORD_BYTES or not (offset == self.position or skips):
@@ -103,9 +150,16 @@ class RelayedRecord:
         if self._limit is not None and begun:
             self._limit.evict_blocks(begun[-1])
 
-    def sync(self) -> int:
-        """Bring everything to the disk, and return the size of the record."""
+    def finish(self, offset: int) -> int:
+        """Note that everything was received, and return the size of the record. All of it is on disk.
+
+        `offset` is the end of the record by the relay. Raises PieceInvalid if something is missing, and OSError.
+        """
+        if offset != self.position:
+            raise PieceInvalid(f"the record ends at {offset}, and was received up to {self.position}")
         os.fsync(self._file)
+        (self._directory / "relay-end").touch()
+        _sync(self._directory)
         return self.size
 
     def close(self) -> None:

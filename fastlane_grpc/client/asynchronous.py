@@ -228,7 +228,7 @@ class AsyncClient:
         while not await asyncio.to_thread(parts.note, await self._call(self._executions.ReadOutputs, parts.next())):
             pass
 
-    async def output_entries(self, execution_id: str) -> AsyncIterator[pb.OutputEntry]:
+    async def outputs(self, execution_id: str) -> AsyncIterator[pb.OutputEntry]:
         """The files, directories and links of an execution's outputs, without their contents. NotFound."""
         async for page in self._pages(self._executions.ListOutputs, requests.list_outputs(execution_id)):
             for entry in page.entries:

@@ -233,7 +233,7 @@ class Client:
         while not parts.note(self._call(self._executions.ReadOutputs, parts.next())):
             pass
 
-    def output_entries(self, execution_id: str) -> Iterator[pb.OutputEntry]:
+    def outputs(self, execution_id: str) -> Iterator[pb.OutputEntry]:
         """The files, directories and links of an execution's outputs, without their contents. NotFound."""
         for page in self._pages(self._executions.ListOutputs, requests.list_outputs(execution_id)):
             yield from page.entries

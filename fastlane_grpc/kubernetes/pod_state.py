@@ -86,7 +86,7 @@ def container_of(pod: Mapping[str, Any]) -> Container:
         stop_signal="",
         start_time=None if never_began else _time(times.get("startedAt")),
         end_time=_time(ended.get("finishedAt")) if ended else None,
-        program=next(iter(_job(pod).get("command") or _job(pod).get("args") or ()), None),
+        program=_program(_job(pod)),
         start_wait=_start_wait(pod, start_failure) if waits else None,
     )
 
@@ -144,6 +144,13 @@ def _command_reason(said: Mapping[str, Any], message: str) -> Reason | None:
 def _job(pod: Mapping[str, Any]) -> Mapping[str, Any]:
     containers = pod.get("spec", {}).get("containers") or ()
     return next((each for each in containers if each.get("name") == JOB_CONTAINER), {})
+
+
+def _program(job: Mapping[str, Any]) -> str | None:
+    """Return the first word of the command, behind the options of the recorder, if it runs under one."""
+    words = list(job.get("command") or job.get("args") or ())
+    under_recorder = words[1:2] == ["--execution"] and "--" in words
+    return next(iter(words[words.index("--") + 1 :] if under_recorder else words), None)
 
 
 def _job_state(pod: Mapping[str, Any]) -> Mapping[str, Any]:

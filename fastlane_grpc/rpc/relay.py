@@ -1,19 +1,19 @@
 """The receiving end of relays, which copy records from the nodes of a cluster.
 
 One call, `/fastlane.relay.v1.RelayService/Copy`, a stream in both directions. Its metadata have `fastlane-execution`,
-an id, and `fastlane-token`, the token of that execution alone. Messages are bytes, their numbers little-endian:
+an id, and `fastlane-token`, the token of that execution's present pod alone. Messages are bytes, and their numbers
+little-endian:
 
 * from the server, first: the offset (8 bytes) from which the relay has to send. With it the start is granted.
 * from the relay: an offset (8 bytes), and a piece of the record that belongs there.
-* from the server, after the relay has closed its side: the size of the record (8 bytes), all of which is on disk.
+* from the relay, last: the offset (8 bytes) after everything, without a piece. The recorder has ended.
+* from the server, last: the size of the record (8 bytes), all of which is on disk.
 
-UNAUTHENTICATED: another token. NOT_FOUND: no such execution is expected here. FAILED_PRECONDITION: its start was
-revoked. INVALID_ARGUMENT: a piece that does not fit. None of these is worth another try; everything else is.
+UNAUTHENTICATED: another token, or no such pod is expected here. FAILED_PRECONDITION: its start was revoked, or its
+record is sealed. INVALID_ARGUMENT: a piece that does not fit. None of these is worth another try; everything else is.
 """
 
 import asyncio
-import hashlib
-import hmac
 from collections.abc import AsyncIterator, Callable
 from functools import partial
 from pathlib import Path
@@ -22,7 +22,8 @@ from typing import Any, TypeVar
 import grpc
 import structlog
 
-from fastlane_grpc.capture.relayed_record import PieceInvalid, RelayedRecord, StartRevoked
+from fastlane_grpc.capture.relay_tokens import RelayTokens
+from fastlane_grpc.capture.relayed_record import PieceInvalid, RelayedRecord, StartRevoked, pod_number
 
 SERVICE = "fastlane.relay.v1.RelayService"
 # Pause before a piece is stored again that the disk had no room for. The relay waits meanwhile.
@@ -35,21 +36,6 @@ log = structlog.get_logger(__name__)
 
 Context = Any
 T = TypeVar("T")
-
-
-class RelayTokens:
-    """The tokens of relays: one for each execution, made from a key that only the server has."""
-
-    def __init__(self, key: bytes) -> None:
-        self._key = key
-
-    def token(self, execution_id: str) -> str:
-        """Return the token of an execution."""
-        return hmac.new(self._key, execution_id.encode(), hashlib.sha256).hexdigest()
-
-    def admits(self, execution_id: str, token: str) -> bool:
-        """Whether this is the token of the execution."""
-        return hmac.compare_digest(self.token(execution_id).encode(), token.encode())
 
 
 class RelayServer:
@@ -92,11 +78,11 @@ class RelayServer:
     async def _copy(self, requests: AsyncIterator[bytes], context: Context) -> AsyncIterator[bytes]:
         metadata = dict(context.invocation_metadata())
         execution_id, token = (str(metadata.get(f"fastlane-{name}", "")) for name in ("execution", "token"))
-        if not self._tokens.admits(execution_id, token):
-            await context.abort(grpc.StatusCode.UNAUTHENTICATED, "this is not the token of the execution")
         directory = self._directory_of(execution_id)
-        if directory is None:
-            await context.abort(grpc.StatusCode.NOT_FOUND, "no record of this execution is expected")
+        pod = pod_number(directory) if directory else ""
+        # The same words whether there is such an execution or not.
+        if directory is None or not pod or not self._tokens.admits(execution_id, pod, token):
+            await context.abort(grpc.StatusCode.UNAUTHENTICATED, "this is not the token of a pod that is expected")
         assert directory is not None
         await self._replace_call(execution_id)
         record = RelayedRecord(directory, self._max_log_bytes)
@@ -104,11 +90,19 @@ class RelayServer:
             await _to_its_end(record.open)
             yield record.position.to_bytes(8, "little")
             async for request in requests:
-                await _store(record, request, execution_id)
-            size = await _to_its_end(record.sync)
-            yield size.to_bytes(8, "little")
+                offset, piece = int.from_bytes(request[:8], "little"), request[8:]
+                if not piece:
+                    size = await _to_its_end(partial(record.finish, offset))
+                    yield size.to_bytes(8, "little")
+                    return
+                await _store(record, offset, piece, execution_id)
+            # A connection that breaks also ends the requests, without an error.
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "the relay did not say that this is everything")
         except StartRevoked as error:
             await context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error))
+        except OSError as error:
+            log.warning("a copy of a record cannot be opened", execution_id=execution_id, error=str(error))
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "the server cannot store the record just now")
         except PieceInvalid as error:
             log.warning("a relay sends what does not fit", execution_id=execution_id, error=str(error))
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
@@ -128,9 +122,8 @@ class RelayServer:
             await asyncio.wait([earlier])
 
 
-async def _store(record: RelayedRecord, request: bytes, execution_id: str) -> None:
+async def _store(record: RelayedRecord, offset: int, piece: bytes, execution_id: str) -> None:
     """Store a piece, as soon as the disk has room. Raises PieceInvalid."""
-    offset, piece = int.from_bytes(request[:8], "little"), request[8:]
     while True:
         try:
             await _to_its_end(partial(record.store, offset, piece))

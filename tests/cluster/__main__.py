@@ -17,6 +17,7 @@ from pathlib import Path
 
 from tests.cluster import cgroups, images
 from tests.cluster.control_plane import ControlPlane, is_ready
+from tests.cluster.kit import KIT_IMAGE, RELAY, recorder_program
 from tests.cluster.node import PAUSE_IMAGE, NodeProcess
 from tests.cluster.processes import Failed, tail, wait_until
 from tests.cluster.running import Cluster, write
@@ -49,9 +50,10 @@ def bring_up(stack: ExitStack, programs: Path, directory: Path, image: str) -> d
     """Return the variables by which a command finds the cluster, which the stack takes down."""
     began = time.monotonic()
     directory.mkdir()
-    archives = [directory / "pause.tar", directory / "image.tar"]
+    archives = [directory / "pause.tar", directory / "image.tar", directory / "kit.tar"]
     images.write(PAUSE_IMAGE, {"pause": programs / "pause"}, archives[0], entrypoint="/pause")
     images.save(image, archives[1])
+    images.write(KIT_IMAGE, {"relay": RELAY, "recorder": recorder_program()}, archives[2], entrypoint="/relay")
     control_plane = ControlPlane(directory / "control", programs)
     stack.callback(control_plane.stop)
     control_plane.start()

@@ -58,8 +58,7 @@ func run(options *options) int {
 	signal.Notify(signals, os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
 	job, interrupted, err := enqueued(client, options, signals)
 	if err != nil {
-		notes.say("%v", err)
-		return statusOf(err)
+		return notes.failed("", options, err)
 	}
 	notes.enqueued(job)
 	for path, text := range map[string]string{options.idFile: job.Id, options.linkFile: notes.linkText()} {
@@ -131,18 +130,17 @@ func follow(client *fastlane.Client, id string, options *options, notes *notes) 
 	begin, reached, failures := time.Now(), options.job == "", 0
 	for message, err := range client.TailJob(context.Background(), request) {
 		if err != nil {
-			notes.say("job %s: %v", id, err)
-			return statusOf(err)
+			return notes.failed("job "+id+": ", options, err)
 		}
 		if cut, is := message.Event.(*fastlane.Error); is {
 			failures++
 			if !reached && time.Since(begin) > options.wait {
-				notes.say("job %s: %v", id, cut)
+				notes.failed("job "+id+": ", options, cut)
 				return exitUnavailable
 			}
 			// A cut that heals at once is nobody's concern.
 			if failures == 2 && !options.quiet {
-				notes.say("the server does not respond (%v); trying again", cut)
+				notes.say("the server at %s does not respond (%v); trying again", options.address, cut)
 			}
 			continue
 		}
@@ -168,10 +166,13 @@ func follow(client *fastlane.Client, id string, options *options, notes *notes) 
 	return exitFailed
 }
 
-func statusOf(err error) int {
+// failed says what ends this program, and returns its exit status.
+func (n *notes) failed(what string, options *options, err error) int {
 	var failure *fastlane.Error
 	if !errors.As(err, &failure) || failure.Reason == "" && (failure.Code == codes.Unavailable || failure.Code == codes.DeadlineExceeded) {
+		n.say("%sthe server at %s does not respond: %v", what, options.address, err)
 		return exitUnavailable
 	}
+	n.say("%s%v", what, err)
 	return exitFailed
 }

@@ -54,7 +54,7 @@ def outputs(*, id: str, directory: Path | None, to_tar: bool, lists: bool, addre
             sys.stdout.buffer.flush()
             return 0
         if lists:
-            for entry in client.output_entries(execution_id):
+            for entry in client.outputs(execution_id):
                 write(1, _line(entry).encode())
             return 0
         with _received(client, execution_id) as archive:

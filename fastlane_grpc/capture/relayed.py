@@ -1,0 +1,244 @@
+"""Capture by recorder on a node of a cluster, and by a relay beside it that copies the record to the server.
+
+The record is exact, whatever is killed. A SIGKILL to the recorder, or a node that is lost before everything was copied,
+leaves a gap of unknown size.
+"""
+
+import fcntl
+import os
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import datetime
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from fastlane_grpc.backend import CannotRun, Image
+from fastlane_grpc.capture.capture import ContainerEnd, ReadSecrets, not_kept
+from fastlane_grpc.capture.handoff import CommandStatus, Delivery
+from fastlane_grpc.capture.record_retries import retry_until_written
+from fastlane_grpc.capture.relay_tokens import RelayTokens
+from fastlane_grpc.capture.relayed_record import Permission, close, decide, new_pod, permission
+from fastlane_grpc.capture.written_record import first_byte_time_in, trailer_in
+from fastlane_grpc.model import Cause, Execution, Reason, Source
+from fastlane_grpc.record import RecordSealed, RecordWriter, Trailer, open_record
+
+# A relay of a pod that has ended is given up after this time without a byte. Its pauses between two tries are shorter.
+SILENCE_SECONDS = 30.0
+LOOK_SECONDS = 0.02
+# The directory that the containers of a pod share, as each of them sees it, and the name of the volume.
+SHARED, VOLUME = "/.fastlane", "fastlane"
+# The time after the job's end in which a relay may still deliver, while the server is away.
+DELIVERY_SECONDS = 3600
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class RelayKit:
+    """The parts of a capture in pods: the image with the relay and the recorder, and the server's address for relays.
+
+    `max_log_bytes`: the size limit of a record; 0: none.
+    """
+
+    image: str
+    server: str
+    tokens: RelayTokens
+    max_log_bytes: int
+
+    def wrap(self, body: Mapping[str, Any], execution_id: str, pod: str) -> Mapping[str, Any]:
+        """Return the description of a pod whose job runs under the recorder, with a relay. Raises CannotRun."""
+        spec = body["spec"]
+        (job,) = spec["containers"]
+        if not job.get("command"):
+            raise CannotRun(
+                Reason.REFUSED_BY_ENGINE,
+                "the nodes of a cluster do not tell the entrypoint of an image: set `entrypoint` in the job",
+            )
+        words = [*job["command"], *job.get("args", ())]
+        limit = ["--limit", str(self.max_log_bytes)] if self.max_log_bytes else []
+        recorder = [f"{SHARED}/bin/recorder", "--execution", execution_id, *limit, f"{SHARED}/box", "--"]
+        mounts = [
+            {"name": VOLUME, "mountPath": f"{SHARED}/bin", "subPath": "bin", "readOnly": True},
+            {"name": VOLUME, "mountPath": f"{SHARED}/box", "subPath": "box"},
+        ]
+        wrapped = {
+            **{name: value for name, value in job.items() if name != "args"},
+            "command": [*recorder, *words],
+            "volumeMounts": [*job.get("volumeMounts", ()), *mounts],
+        }
+        return {
+            **body,
+            "spec": {
+                **spec,
+                "initContainers": self._helpers(execution_id, pod),
+                "containers": [wrapped],
+                "volumes": [*spec.get("volumes", ()), {"name": VOLUME, "emptyDir": {}}],
+                # The relay delivers within it. A stop has a grace of its own.
+                "terminationGracePeriodSeconds": DELIVERY_SECONDS,
+            },
+        }
+
+    def _helpers(self, execution_id: str, pod: str) -> list[Mapping[str, Any]]:
+        record = f"{SHARED}/own/log"
+        helper = {"image": self.image, "volumeMounts": [{"name": VOLUME, "mountPath": SHARED}]}
+        relay = ["/relay", "--execution", execution_id, "--server", self.server, record, f"{SHARED}/box"]
+        return [
+            {**helper, "name": "prepare", "command": ["/relay", "prepare", SHARED]},
+            {
+                **helper,
+                "name": "relay",
+                "command": relay,
+                "env": [{"name": "FASTLANE_RELAY_TOKEN", "value": self.tokens.token(execution_id, pod)}],
+                # A native sidecar: started before the job, restarted if it dies, ended after the job.
+                "restartPolicy": "Always",
+                # The job starts when the server has granted it, however long that takes.
+                "startupProbe": {
+                    "exec": {"command": ["/relay", "granted", record]},
+                    "periodSeconds": 1,
+                    "failureThreshold": 1_000_000,
+                },
+            },
+        ]
+
+
+class RelayedCapture:
+    """Implements Capture over the copy of a record in `directory`. `kit` is None for a recovered execution."""
+
+    name = "relay"
+    kill_signal = "SIGKILL"
+    following = True
+    # Only the cluster tells whether the recorder runs.
+    is_running = False
+
+    def __init__(self, directory: Path, execution_id: str, kit: RelayKit | None) -> None:
+        self._directory = directory
+        self._record = directory / "log"
+        self._execution_id = execution_id
+        self._kit = kit
+        self._cut = False
+
+    def wrap(self, body: Mapping[str, Any], image: Image) -> Mapping[str, Any]:
+        assert self._kit is not None
+        return self._kit.wrap(body, self._execution_id, new_pod(self._directory))
+
+    def use_secrets(self, read: ReadSecrets) -> None:
+        raise CannotRun(Reason.REFUSED_BY_ENGINE, "a job on Kubernetes takes no secrets")
+
+    def use_stdin(self, content: Path) -> None:
+        raise CannotRun(Reason.REFUSED_BY_ENGINE, "a job on Kubernetes takes no standard input")
+
+    def discard_secrets(self) -> None:
+        """Do nothing, as there are none."""
+
+    def open(self, container_id: str) -> None:
+        """Do nothing, as the relay comes by itself."""
+
+    def release_start_resources(self) -> bool:
+        return True
+
+    def revoke(self) -> CommandStatus | None:
+        """Revoke the start; None if it was granted: then only the cluster can tell of the command."""
+        decided = retry_until_written(partial(decide, self._directory, Permission.REVOKED))
+        return CommandStatus.NEVER_RAN if decided is Permission.REVOKED else None
+
+    def signal(self, number: int) -> Delivery:
+        return Delivery.NOT_SENT
+
+    def resume(self, container_id: str | None) -> None:
+        """Do nothing, as the relay goes on by itself."""
+
+    def abandon_unwritten(self) -> None:
+        """Do nothing: the disk of the node is not the server's."""
+
+    def drain(self, end: ContainerEnd | None) -> str:
+        """Wait until the relay has delivered everything, or is silent for too long."""
+        if end is None:
+            return ""
+        trailer = self._delivered()
+        self._cut = trailer is None
+        if trailer is None:
+            return "some output may be missing: its recorder was killed, or not everything was copied from its node"
+        return not_kept(trailer.totals)
+
+    def seal(self, exit_code: int | None, facts: Mapping[str, object]) -> Trailer | None:
+        if permission(self._directory) not in {Permission.GRANTED, Permission.CLOSED}:
+            return None
+        retry_until_written(partial(close, self._directory))
+        trailer = self.trailer()
+        if trailer is None:
+            with suppress(FileNotFoundError):
+                trailer = retry_until_written(lambda: self._seal_in_its_place(exit_code, facts))
+        return trailer
+
+    def trailer(self) -> Trailer | None:
+        return trailer_in(self._record, self._execution_id)
+
+    def detach(self) -> None:
+        """Do nothing, as nothing is open."""
+
+    @property
+    def first_byte_time(self) -> datetime | None:
+        return first_byte_time_in(self._record)
+
+    def _delivered(self) -> Trailer | None:
+        """Wait for the trailer, and return it; None if everything came without one, or nothing comes any more."""
+        size, until = -1, 0.0
+        while (trailer := self.trailer()) is None:
+            if (self._directory / "relay-end").exists():
+                return self.trailer()
+            before, size = size, self._size()
+            if size != before:
+                until = time.monotonic() + SILENCE_SECONDS
+            elif time.monotonic() > until:
+                log.warning("a relay does not deliver", execution_id=self._execution_id, bytes=size)
+                return None
+            time.sleep(LOOK_SECONDS)
+        return trailer
+
+    def _size(self) -> int:
+        try:
+            return self._record.stat().st_size
+        except FileNotFoundError:
+            return 0
+
+    def _seal_in_its_place(self, exit_code: int | None, facts: Mapping[str, object]) -> Trailer | None:
+        """Seal the copy of a record without a trailer, with gaps for what was not copied."""
+        lock = open_record(self._record, os.O_RDONLY)
+        try:
+            # A piece that is being stored is waited for. None is stored after it.
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            record = RecordWriter.resume(self._record)
+        except RecordSealed:
+            return self.trailer()
+        finally:
+            os.close(lock)
+        try:
+            for source in (Source.STDOUT, Source.STDERR) if self._cut else ():
+                record.gap(source, None, Cause.ENGINE, time.time_ns())
+            return record.seal(exit_code, facts, time.time_ns())
+        finally:
+            record.close()
+
+
+class RelayedCaptures:
+    """Implements Captures for a cluster, with a kit."""
+
+    reason = ""
+    in_use = RelayedCapture.name
+
+    def __init__(self, kit: RelayKit) -> None:
+        self._kit = kit
+
+    def determine(self) -> None:
+        """Do nothing, as there is one way alone."""
+
+    def for_new(self, directory: Path, execution_id: str, log_line: Callable[[str], None]) -> RelayedCapture:
+        return RelayedCapture(directory, execution_id, self._kit)
+
+    def for_existing(self, directory: Path, execution: Execution, log_line: Callable[[str], None]) -> RelayedCapture:
+        return RelayedCapture(directory, execution.id, None)

@@ -1,0 +1,160 @@
+"""Logs of executions on a real cluster, through the recorder and the relay: exact, whatever ends or goes away."""
+
+import asyncio
+import hashlib
+from collections.abc import Coroutine, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from fastlane_grpc.capture.capture import Captures
+from fastlane_grpc.capture.relay_tokens import RelayTokens
+from fastlane_grpc.capture.relayed import RelayedCaptures, RelayKit
+from fastlane_grpc.execution import Step
+from fastlane_grpc.model import Cause, Execution, Outcome, Reason, Source, State
+from fastlane_grpc.rpc.relay import RelayServer
+from fastlane_grpc.runner import LeaveCommand
+from tests.cluster.control_plane import ADDRESS
+from tests.cluster.harness import ClusterHarness
+from tests.cluster.kit import KIT_IMAGE
+from tests.engine import Killed
+
+if TYPE_CHECKING:
+    from tests.cluster.running import Cluster
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(180)]
+
+TOKENS = RelayTokens(b"a key of the test")
+SH = ("sh", "-c")
+# Numbered lines of 100 bytes.
+FLOOD = "yes | head -n {lines} | awk '{{printf \"%098d\\n\", NR}}'"
+
+
+class Harness(ClusterHarness):
+    """With a server for relays, at an address that outlives it."""
+
+    def __init__(self, directory: Path, cluster: "Cluster", namespace: str) -> None:
+        self.port = 0
+        self.server: RelayServer | None = None
+        super().__init__(directory, cluster, namespace)
+
+    def connect(self) -> Any:
+        self.serve()
+        return super().connect()
+
+    def captures_of_pods(self) -> Captures:
+        return RelayedCaptures(RelayKit(KIT_IMAGE, f"{ADDRESS}:{self.port}", TOKENS, 1 << 30))
+
+    def serve(self) -> None:
+        async def begin() -> None:
+            # A server of gRPC belongs to the loop on which it is made.
+            self.server = RelayServer(TOKENS, self._directory_of, max_log_bytes=1 << 30)
+            self.port = await self.server.start(f"{ADDRESS}:{self.port}")
+
+        self._wait(begin())
+
+    def close_floors(self) -> None:
+        assert self.server
+        self._wait(self.server.stop())
+        super().close_floors()
+
+    def script(self, script: str, **more: Any) -> Execution:
+        return self.run("", script, entrypoint=SH, **more)
+
+    def _directory_of(self, execution_id: str) -> Path | None:
+        return self.logs.path(execution_id)
+
+    def _wait(self, work: Coroutine[Any, Any, Any]) -> Any:
+        return asyncio.run_coroutine_threadsafe(work, self.loop).result(60)
+
+
+@pytest.fixture
+def harness(tmp_path: Path, own_cluster: "Cluster", namespace: str) -> Iterator[Harness]:
+    harness = Harness(tmp_path, own_cluster, namespace)
+    yield harness
+    harness.close()
+
+
+def outcome(execution: Execution) -> Outcome:
+    assert execution.outcome is not None
+    return execution.outcome
+
+
+def test_twenty_megabytes_of_each_source_arrive_to_the_byte(harness: Harness) -> None:
+    flood = FLOOD.format(lines=200_000)
+    execution = harness.script(f"{flood}; head -c 20000000 /dev/urandom | tee /dev/stderr | sha256sum >&2; exit 3")
+    assert (execution.state, outcome(execution).exit_code) == (State.FAILED, 3)
+    output = harness.output(execution.id)
+    assert output.stdout == b"".join(b"%098d\n" % number for number in range(1, 200_001))
+    printed, digest = output.stderr[:20_000_000], output.stderr[20_000_000:].split()[0]
+    assert hashlib.sha256(printed).hexdigest().encode() == digest
+    assert output.gaps == []
+    assert output.trailer
+    assert harness.pods_are_gone()
+
+
+def test_no_byte_is_missing_after_servers_that_went_away_in_a_flood(harness: Harness) -> None:
+    going = harness.go("", FLOOD.format(lines=400_000) + "; exit 4", entrypoint=SH)
+    for number in range(3):
+        harness.wait_for_output(going.id)
+        going.mailbox.put(LeaveCommand())
+        assert going.failure(), number
+        harness.reopen()
+        going = harness.adopt(going.id)
+    execution = going.result()
+    assert (execution.state, outcome(execution).exit_code) == (State.FAILED, 4)
+    output = harness.output(execution.id)
+    assert output.stdout == b"".join(b"%098d\n" % number for number in range(1, 400_001))
+    assert output.gaps == []
+
+
+def test_servers_killed_at_any_step_leave_every_byte_of_one_run(harness: Harness) -> None:
+    steps = (Step.CREATED, Step.FENCED, Step.STARTED, Step.RUNNING, Step.DIED, Step.SEALED)
+    killed = [harness.go("", "echo once; exit 3", entrypoint=SH, kill_at=step) for step in steps]
+    assert all(isinstance(going.failure(), Killed) for going in killed)
+    harness.reopen()
+    adopted = [harness.adopt(going.id) for going in killed]
+    for step, going in zip(steps, adopted, strict=True):
+        execution = going.result()
+        assert (execution.state, outcome(execution).exit_code) == (State.FAILED, 3), step
+        output = harness.output(execution.id)
+        assert (output.stdout, output.gaps) == (b"once\n", []), step
+    assert harness.pods_are_gone()
+
+
+def test_a_command_that_an_image_lacks_has_its_reason(harness: Harness) -> None:
+    execution = harness.run("", entrypoint=("no-such-command",))
+    assert (execution.state, outcome(execution).reason) == (State.FAILED, Reason.COMMAND_NOT_FOUND)
+    assert "no-such-command" in outcome(execution).detail
+
+
+def test_a_job_without_an_entrypoint_is_refused(harness: Harness) -> None:
+    execution = harness.run("true")
+    assert (execution.state, outcome(execution).reason) == (State.FAILED, Reason.REFUSED_BY_ENGINE)
+    assert "set `entrypoint`" in outcome(execution).detail
+
+
+def test_what_a_command_printed_before_its_end_is_kept_however_it_is_ended(harness: Harness) -> None:
+    # At the same time, as each pod mostly waits.
+    polite = harness.go("", "trap 'echo bye; exit 7' TERM; echo first; while :; do sleep 0.1; done", entrypoint=SH)
+    deaf = harness.go("", "trap '' TERM; echo first; while :; do sleep 0.1; done", entrypoint=SH)
+    deleted = harness.go("", "echo first; exec sleep 1000", entrypoint=SH)
+    for going in (polite, deaf, deleted):
+        harness.wait_for_output(going.id, b"first")
+    harness.stop(polite.id, grace=60)
+    harness.stop(deaf.id, grace=0)
+    harness.cluster.api().delete_namespaced_pod(f"fastlane-{deleted.id}", harness.namespace)
+
+    ends = {going: going.result() for going in (polite, deaf, deleted)}
+    assert (ends[polite].state, outcome(ends[polite]).exit_code) == (State.STOPPED, 7)
+    assert (ends[deleted].state, outcome(ends[deleted]).exit_code) == (State.FAILED, 143)
+    assert ends[deaf].state is State.STOPPED
+    printed = [harness.output(going.id) for going in (polite, deaf, deleted)]
+    assert [output.stdout for output in printed] == [b"first\nbye\n", b"first\n", b"first\n"]
+    # The recorder of the deaf one was killed with it: what its pipes held is not known.
+    assert (printed[0].gaps, printed[2].gaps) == ([], [])
+    assert {(gap.source, gap.missing_bytes, gap.cause) for gap in printed[1].gaps} == {
+        (source, None, Cause.ENGINE) for source in (Source.STDOUT, Source.STDERR)
+    }
+    assert harness.pods_are_gone()

@@ -1,0 +1,51 @@
+"""The pod of a captured job: what the relay and the recorder add to it, and what its job must say."""
+
+from typing import Any
+
+import pytest
+
+from fastlane_grpc.backend import CannotRun
+from fastlane_grpc.capture.relay_tokens import RelayTokens
+from fastlane_grpc.capture.relayed import RelayKit
+from fastlane_grpc.kubernetes.pod_body import PodSettings, pod_body
+from fastlane_grpc.model import Tmpfs
+from tests.pods import assignment
+
+KIT = RelayKit("kit:1", "server:7780", RelayTokens(b"key"), 1 << 20)
+
+
+def wrapped(**spec: Any) -> Any:
+    body = pod_body(assignment("busybox", **spec), instance="i", host="k8s", settings=PodSettings())
+    return KIT.wrap(body, "e", "1")["spec"]
+
+
+def test_the_command_of_a_job_runs_under_the_recorder() -> None:
+    (job,) = wrapped(entrypoint=["/bin/x"], args=["a b", "--"], tmpfs=[Tmpfs("/tmp")])["containers"]
+    recorder = ["/.fastlane/bin/recorder", "--execution", "e", "--limit", "1048576", "/.fastlane/box", "--"]
+    assert job["command"] == [*recorder, "/bin/x", "a b", "--"]
+    assert "args" not in job
+    assert [mount["mountPath"] for mount in job["volumeMounts"]] == ["/tmp", "/.fastlane/bin", "/.fastlane/box"]
+
+
+def test_a_job_has_no_token_and_does_not_see_the_record() -> None:
+    spec = wrapped(entrypoint=["/bin/x"])
+    (job,) = spec["containers"]
+    token = KIT.tokens.token("e", "1")
+    assert token not in str(job)
+    assert {mount.get("subPath") for mount in job["volumeMounts"]} == {"bin", "box"}
+    prepare, relay = spec["initContainers"]
+    assert token not in str(prepare)
+    assert relay["env"] == [{"name": "FASTLANE_RELAY_TOKEN", "value": token}]
+
+
+def test_a_job_that_does_not_say_its_entrypoint_is_refused() -> None:
+    with pytest.raises(CannotRun, match="set `entrypoint` in the job"):
+        wrapped(args=["true"])
+
+
+def test_a_token_is_of_one_pod() -> None:
+    tokens = KIT.tokens
+    assert tokens.admits("e", "1", tokens.token("e", "1"))
+    assert len({tokens.token("e", "1"), tokens.token("e", "2"), tokens.token("f", "1")}) == 3
+    assert not any(tokens.admits("e", "1", token) for token in ("", "ü", tokens.token("e", "2")))
+    assert not RelayTokens(b"another").admits("e", "1", tokens.token("e", "1"))
