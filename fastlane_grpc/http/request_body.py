@@ -1,7 +1,7 @@
 """The body of a request, read within limits: its size, the time that its sender takes, and the memory of all bodies."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 
 from starlette.datastructures import Headers
 from starlette.types import Receive
@@ -33,7 +33,7 @@ class BodyReader:
             _check_media_type(headers)
         return bytes(body)
 
-    async def parts(self, headers: Headers, receive: Receive, *, part_bytes: int) -> AsyncIterator[bytes]:
+    async def parts(self, headers: Headers, receive: Receive, *, part_bytes: int) -> AsyncGenerator[bytes, None]:
         """Yield the body in parts of this size, the last one of what is left. HttpError.
 
         The time that the caller takes for a part is not that of the sender.

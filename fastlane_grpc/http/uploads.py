@@ -1,6 +1,7 @@
 """PUT /inputs/{sha256}: a content, or a part of one, as JSON or as it is."""
 
 import re
+from contextlib import aclosing
 
 from starlette.datastructures import Headers
 from starlette.types import Receive, Scope, Send
@@ -33,12 +34,14 @@ class UploadHandler:
             return
         offset, end, size_bytes = _extent(headers)
         sha256, response = scope["path_params"]["sha256"], pb.UploadInputResponse()
-        async for data in self._context.bodies.parts(headers, receive, part_bytes=_PART_BYTES):
-            if offset + len(data) > end:
-                raise InvalidRequest([Violation("Content-Range", "is shorter than the body")])
-            request = pb.UploadInputRequest(sha256=sha256, size_bytes=size_bytes, offset=offset, data=data)
-            response = await self._call(request)
-            offset += len(data)
+        # Closed at once after an error: what it holds counts as memory of all bodies.
+        async with aclosing(self._context.bodies.parts(headers, receive, part_bytes=_PART_BYTES)) as parts:
+            async for data in parts:
+                if offset + len(data) > end:
+                    raise InvalidRequest([Violation("Content-Range", "is shorter than the body")])
+                request = pb.UploadInputRequest(sha256=sha256, size_bytes=size_bytes, offset=offset, data=data)
+                response = await self._call(request)
+                offset += len(data)
         await json_response(answer_of(response, base_url_of(scope)))(scope, receive, send)
 
 
