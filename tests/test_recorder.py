@@ -24,9 +24,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fastlane_grpc import recorder as shipped
+from fastlane_grpc.capture import recorder as capture
 from fastlane_grpc.model import Cause, Source
 from fastlane_grpc.record import Gap, RecordSealed, RecordWriter
 from fastlane_grpc.record.format import BLOCK_BYTES, BLOCK_HEADER_BYTES, FRAME_HEADER_BYTES, pack_start, unpack_trailer
+from fastlane_grpc.recorder import ARCHITECTURES, binary
 from tests.record_model import NOTHING, check_truth, everything, text
 from tests.recorder_program import (
     EXECUTION_ID,
@@ -1208,3 +1210,20 @@ def test_without_its_secrets_a_command_does_not_run(
     code, words = recorder.start(options=options).end()
     assert (code, "secrets" in words) == (status, True)
     assert recorder.log.read_bytes() == b""
+
+
+def test_a_program_that_a_crash_has_damaged_is_replaced(tmp_path: Path) -> None:
+    architecture = next(filter(binary, ARCHITECTURES))
+
+    def installed() -> Path:
+        recorder = capture.Recorder.install(tmp_path, tmp_path, 1 << 20, architecture=architecture)
+        assert recorder is not None
+        return recorder.program
+
+    whole = installed().read_bytes()
+    for damaged in (b"", whole[:-1], bytes(len(whole))):
+        installed().write_bytes(damaged)
+        assert installed().read_bytes() == whole
+        assert installed().stat().st_mode & 0o777 == 0o755
+    inode = installed().stat().st_ino
+    assert installed().stat().st_ino == inode, "a whole one stays"

@@ -8,13 +8,14 @@ from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 
 from fastlane_grpc.capture.relay_tokens import RelayTokens
 from fastlane_grpc.capture.relayed_record import Permission, decide, new_pod, permission
 from fastlane_grpc.model import Source
 from fastlane_grpc.record.format import BLOCK_BYTES
-from fastlane_grpc.rpc.relay import RelayServer
+from fastlane_grpc.rpc.relay import SERVICE, RelayServer
 from tests.cluster.kit import RELAY, recorder_program
 from tests.cluster.processes import wait_until
 from tests.engine import Output, read_output
@@ -58,12 +59,12 @@ class Pair:
             self.server = RelayServer(TOKENS, self._directory_of, max_log_bytes=self.max_log_bytes)
             assert await self.server.start(self.address)
 
-        self._wait(begin())
+        self.wait(begin())
 
     def leave(self) -> None:
         """The server goes away."""
         assert self.server
-        self._wait(self.server.stop())
+        self.wait(self.server.stop())
         self.server = None
 
     def relay(self, token: str = "", execution_id: str = EXECUTION_ID) -> Any:
@@ -106,7 +107,7 @@ class Pair:
     def _directory_of(self, execution_id: str) -> Path | None:
         return self.copy if execution_id == EXECUTION_ID else None
 
-    def _wait(self, work: Coroutine[Any, Any, Any]) -> Any:
+    def wait(self, work: Coroutine[Any, Any, Any]) -> Any:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result(SECONDS)
 
 
@@ -183,6 +184,22 @@ def test_a_server_that_is_away_at_the_end_gets_everything_later(pair: Pair) -> N
     ends_well(relay)
     assert pair.received() == pair.log.read_bytes()
     assert pair.output().trailer
+
+
+def test_a_side_that_is_closed_is_no_end_of_the_record(pair: Pair) -> None:
+    async def broken_off() -> grpc.StatusCode:
+        metadata = (("fastlane-execution", EXECUTION_ID), ("fastlane-token", pair.token))
+        async with grpc.aio.insecure_channel(pair.address) as channel:
+            call = channel.stream_stream(f"/{SERVICE}/Copy")(metadata=metadata)
+            assert await call.read() == bytes(8)
+            await call.write(bytes(8) + b"a piece")
+            await call.done_writing()
+            return await call.code()
+
+    pair.serve()
+    assert pair.wait(broken_off()) is grpc.StatusCode.UNAVAILABLE
+    assert pair.received() == b"a piece"
+    assert not (pair.copy / "relay-end").exists()
 
 
 def test_a_relay_that_is_killed_goes_on_where_it_was(pair: Pair) -> None:

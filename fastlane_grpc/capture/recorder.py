@@ -4,6 +4,7 @@ The record is exact, whatever is killed, except the recorder itself: a SIGKILL t
 and leaves a gap of unknown size.
 """
 
+import os
 import secrets
 import time
 import zlib
@@ -327,11 +328,15 @@ def _installed(binary: Path, directory: Path) -> Path:
     """Copy the program under a name from its content: a running container keeps its own version."""
     content = binary.read_bytes()
     target = directory / f"{binary.name}-{zlib.crc32(content):08x}"
-    if not target.exists():
+    # A crash of the machine, or a disk with errors, may leave less of it than its name says.
+    if not target.exists() or target.read_bytes() != content:
         directory.mkdir(mode=0o755, exist_ok=True)
         # Under a temporary name, as all hosts of this server install the program at the same time.
         new = target.with_suffix(f".{secrets.token_hex(4)}.new")
-        new.write_bytes(content)
+        with new.open("wb") as opened:
+            opened.write(content)
+            opened.flush()
+            os.fsync(opened.fileno())
         # Executable for the user of any container.
         new.chmod(0o755)
         new.rename(target)

@@ -40,9 +40,9 @@ class StoreHealth:
     async def _until_it_can_write(self, store: Store, tell: Callable[[bool], Awaitable[None]]) -> None:
         now = asyncio.get_running_loop().time
         told, since = False, now()
-        while not await self._can_write(store):
+        while fault := await self._fault(store):
             if not told and now() - since >= self._patience_seconds:
-                log.error("the store cannot write")
+                log.error("the store cannot write", fault=fault)
                 await tell(False)
                 told = True
             await asyncio.sleep(self._probe_seconds)
@@ -50,11 +50,14 @@ class StoreHealth:
             log.info("the store can write again", seconds=round(now() - since))
             await tell(True)
 
-    async def _can_write(self, store: Store) -> bool:
+    async def _fault(self, store: Store) -> str:
+        """Return why the store cannot write; empty: it can."""
         try:
             # A disk that hangs cannot be written either.
             async with asyncio.timeout(self._patience_seconds):
                 await store.probe()
-        except (DiskFull, StoreFailed, TimeoutError):
-            return False
-        return True
+        except TimeoutError:
+            return "the disk does not answer"
+        except (DiskFull, StoreFailed) as error:
+            return str(error) or "it failed"
+        return ""
