@@ -440,7 +440,7 @@ class ScriptedServer(
 
 _NO_CONTAINER_STATUS = 125
 CUTS = (
-    *("ok", "reset", "stopping", "streams", "unavailable", "internal", "unknown", "deadline_exceeded", "aborted"),
+    *("ok", "reset", "stopping", "streams", "unavailable", "internal", "unknown", "deadline_exceeded", "cancelled"),
     "resource_exhausted",
 )
 

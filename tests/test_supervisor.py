@@ -153,11 +153,13 @@ async def test_a_change_between_the_look_and_the_wait_is_not_lost() -> None:
 
 def test_every_thread_and_task_of_the_server_is_supervised() -> None:
     package = Path(fastlane_grpc.__file__).parent
-    # Of reads and scrapes that several share the ends are told to those who wait; the others do not belong to a server.
+    # Of reads and scrapes that several share the ends are told to those who wait, as is that of the last export of
+    # traces; the others do not belong to a server.
     others = {
         package / "supervisor.py",
         package / "logs" / "cache.py",
         package / "prometheus" / "scrape.py",
+        package / "tracing" / "otlp.py",
         *(package / "client").rglob("*"),
         *(package / "cli").rglob("*"),
     }

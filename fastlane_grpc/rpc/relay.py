@@ -136,7 +136,7 @@ async def _store(record: RelayedRecord, offset: int, piece: bytes, execution_id:
 
 async def _to_its_end(work: Callable[[], T]) -> T:
     """Return what `work` returns on a thread. A call that is broken off meanwhile waits for the thread."""
-    working = asyncio.ensure_future(asyncio.to_thread(work))
+    working = asyncio.get_running_loop().run_in_executor(None, work)
     try:
         return await asyncio.shield(working)
     except asyncio.CancelledError:
