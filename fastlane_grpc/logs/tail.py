@@ -412,6 +412,10 @@ class LogTail:
         return unread(entries, self._passed.offsets, self._begin.sequence)
 
 
+# What a cached segment takes in memory beside its messages, with its key, positions and numbers; and each message.
+_ENCODED_BYTES, _MESSAGE_BYTES = 1000, 48
+
+
 @dataclass(frozen=True, slots=True)
 class _Encoded:
     """A serialised segment: the same bytes for every reader at its start that wants the same sources."""
@@ -423,7 +427,7 @@ class _Encoded:
 
     @property
     def size(self) -> int:
-        return 500 + sum(map(len, self.messages))
+        return _ENCODED_BYTES + sum(_MESSAGE_BYTES + len(message) for message in self.messages)
 
 
 class _Log:
