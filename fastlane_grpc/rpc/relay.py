@@ -7,7 +7,7 @@ little-endian:
 * from the server, first: the offset (8 bytes) from which the relay has to send. With it the start is granted.
 * from the relay: an offset (8 bytes), and a piece of the record that belongs there.
 * from the relay, last: the offset (8 bytes) after everything, without a piece. The recorder has ended.
-* from the server, last: the size of the record (8 bytes), all of which is on disk.
+* from the server, last: the size of the record (8 bytes). The whole record is on disk then.
 
 UNAUTHENTICATED: another token, or no such pod is expected here. FAILED_PRECONDITION: its start was revoked, or its
 record is sealed. INVALID_ARGUMENT: a piece that does not fit. None of these is worth another try; everything else is.

@@ -71,9 +71,9 @@ def read_input(text: str) -> GivenInput:
 
 
 def stored_files(given: GivenFiles, max_bytes: Callable[[], int], upload: Callable[[BinaryIO], str]) -> dict[str, Any]:
-    """Return the options of a job with these files, of which the large ones are uploaded.
+    """Upload the large ones of these files, and return the options of a job with all of them.
 
-    Nothing is sent if all take more than the server's maximum in sum, which `max_bytes` asks for.
+    `max_bytes` asks the server for its maximum. If the files are larger in sum, nothing is uploaded.
     """
     if not given.inputs and given.stdin is None:
         return {}
