@@ -30,7 +30,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Put files with slow tests first: no worker begins a long file when the others have nothing left to do.
+    """Let files with slow tests take turns with the others, until there are only others.
+
+    So no worker begins a long file when the others have nothing left to do. And a slow file mostly waits for an engine:
+    if all workers had slow files, the processors would be idle.
 
     Tests of a cluster are left out where there is none: `.ci/cluster` runs them."""
     if not os.environ.get("CLUSTER_IMAGE"):
@@ -38,7 +41,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items[:] = [item for item in items if not item.get_closest_marker("cluster")]
         config.hook.pytest_deselected(items=of_cluster)
     slow = {item.path for item in items if item.get_closest_marker("slow")}
-    items.sort(key=lambda item: item.path not in slow)
+    paths = sorted(dict.fromkeys(item.path for item in items), key=lambda path: path not in slow)
+    turn = {path: place if path in slow else place - len(slow) for place, path in enumerate(paths)}
+    items.sort(key=lambda item: (turn[item.path], item.path not in slow))
 
 
 @pytest.hookimpl(wrapper=True)
