@@ -244,15 +244,22 @@ class Backend(Protocol):
 
     `starts_at_once`: a container runs when `start` returns. Otherwise it may wait for a node or its image first, and a
     start that is sent again changes nothing.
+
+    `keeps_images`: a pull brings the image of a job to the host. Otherwise its nodes pull images, and a pull here only
+    finds out what must be known of an image before its container is created.
     """
 
     address: str
     starts_at_once: bool
+    keeps_images: bool
 
     # -- images
 
-    def image(self, name: str) -> Image | None:
-        """Resolve an image; None if the host does not have it. Raises CannotRun if this is no name of an image."""
+    def image(self, assignment: Assignment) -> Image | None:
+        """Resolve the image of a job; None: it is to be pulled first. Raises CannotRun if it is no name of an image."""
+
+    def architecture(self, image_digest: str) -> str:
+        """Return the architecture of an image that was resolved, as Docker names it; empty if it is not known."""
 
     def pull(
         self, assignment: Assignment, *, on_line: Callable[[str], None], on_end: Callable[[Exception | None], None]

@@ -9,7 +9,7 @@ from pathlib import Path
 import docker.auth
 import pytest
 
-from fastlane_grpc.docker.credentials import credentials_for
+from fastlane_grpc.registry import credentials_for
 
 REGISTRY = "127.0.0.1:5999"
 LOGIN = {"auth": base64.b64encode(b"me:secret").decode()}

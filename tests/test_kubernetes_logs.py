@@ -18,7 +18,9 @@ from fastlane_grpc.runner import LeaveCommand
 from tests.cluster.control_plane import ADDRESS
 from tests.cluster.harness import ClusterHarness
 from tests.cluster.kit import KIT_IMAGE
-from tests.engine import Killed
+from tests.cluster.loopback import on_nodes
+from tests.engine import Killed, busybox_tar
+from tests.registry import Registry, digest
 
 if TYPE_CHECKING:
     from tests.cluster.running import Cluster
@@ -129,10 +131,23 @@ def test_a_command_that_an_image_lacks_has_its_reason(harness: Harness) -> None:
     assert "no-such-command" in outcome(execution).detail
 
 
-def test_a_job_without_an_entrypoint_is_refused(harness: Harness) -> None:
-    execution = harness.run("true")
-    assert (execution.state, outcome(execution).reason) == (State.FAILED, Reason.REFUSED_BY_ENGINE)
-    assert "set `entrypoint`" in outcome(execution).detail
+def test_what_a_job_does_not_say_is_read_from_its_registry(harness: Harness) -> None:
+    with Registry(busybox_tar()).serving() as registry, on_nodes(registry, harness.cluster):
+        image = f"{registry.name}/any:first"
+        execution = harness.run("echo", "$(found)", "$$", image=image, entrypoint=())
+        assert execution.state is State.SUCCEEDED, execution.outcome
+        assert execution.image_digest == digest(registry.manifest)
+        assert harness.output(execution.id).stdout == b"$(found) $$\n"
+        assert f"found {image}: {execution.image_digest}" in harness.system(execution.id)
+        # The shell of the image, whose input is empty.
+        assert harness.run(image=image, entrypoint=()).state is State.SUCCEEDED
+        # The nodes were asked for what was read, whatever the tag names by then.
+        assert digest(registry.manifest) in registry.pulls
+        denied = harness.run("echo", image=f"{registry.name}/denied/x:first", entrypoint=())
+        assert (denied.state, outcome(denied).reason) == (State.FAILED, Reason.IMAGE_DENIED)
+        registry.failures = 2
+        assert harness.run("true", image=f"{registry.name}/failing/x:first", entrypoint=()).state is State.SUCCEEDED
+    assert harness.pods_are_gone()
 
 
 def test_what_a_command_printed_before_its_end_is_kept_however_it_is_ended(harness: Harness) -> None:

@@ -25,11 +25,11 @@ from fastlane_grpc.model import (
     Ulimit,
     Volume,
 )
-from tests.pods import assignment
+from tests.pods import NO_IMAGE, assignment
 
 
 def body_of(**spec: Any) -> Any:
-    return pod_body(assignment("busybox", **spec), instance="i", host="k8s", settings=PodSettings())
+    return pod_body(assignment("busybox", **spec), NO_IMAGE, instance="i", host="k8s", settings=PodSettings())
 
 
 def job_of(**spec: Any) -> Any:
@@ -107,7 +107,7 @@ def test_each_field_of_a_spec_is_in_the_pod_or_refused_or_the_servers() -> None:
 def test_a_field_is_in_the_pod(name: str) -> None:
     value, is_there = IN_POD[name]
     spec = {"image": "busybox", name: value}
-    pod = pod_body(assignment(**spec), instance="i", host="k8s", settings=PodSettings())
+    pod = pod_body(assignment(**spec), NO_IMAGE, instance="i", host="k8s", settings=PodSettings())
     assert is_there(pod, pod["spec"]["containers"][0])
 
 

@@ -14,9 +14,9 @@ from fastlane_grpc import config
 from fastlane_grpc.backend import CannotRun, PullFailed
 from fastlane_grpc.client import Client, NotFound
 from fastlane_grpc.config import ConfigError, RegistrySettings
-from fastlane_grpc.docker.credentials import credentials_of_job
 from fastlane_grpc.errors import RegistryCredentialNotFound
 from fastlane_grpc.model import Reason
+from fastlane_grpc.registry import credentials_of_job
 from fastlane_grpc.secrets import Credential, RegistryCredentials, Unreadable, read_credential
 from fastlane_grpc.v1 import fastlane_pb2 as pb
 from tests.docker_registry import DockerRegistry, docker_registry

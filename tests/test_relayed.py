@@ -4,19 +4,20 @@ from typing import Any
 
 import pytest
 
-from fastlane_grpc.backend import CannotRun
+from fastlane_grpc.backend import CannotRun, Image
 from fastlane_grpc.capture.relay_tokens import RelayTokens
 from fastlane_grpc.capture.relayed import RelayKit
 from fastlane_grpc.kubernetes.pod_body import PodSettings, pod_body
 from fastlane_grpc.model import Tmpfs
-from tests.pods import assignment
+from tests.pods import NO_IMAGE, assignment
 
 KIT = RelayKit("kit:1", "server:7780", RelayTokens(b"key"), 1 << 20)
 
 
 def wrapped(**spec: Any) -> Any:
-    body = pod_body(assignment("busybox", **spec), instance="i", host="k8s", settings=PodSettings())
-    return KIT.wrap(body, "e", "1")["spec"]
+    image = spec.pop("image", NO_IMAGE)
+    body = pod_body(assignment("busybox", **spec), image, instance="i", host="k8s", settings=PodSettings())
+    return KIT.wrap(body, image, "e", "1")["spec"]
 
 
 def test_the_command_of_a_job_runs_under_the_recorder() -> None:
@@ -38,9 +39,22 @@ def test_a_job_has_no_token_and_does_not_see_the_record() -> None:
     assert relay["env"] == [{"name": "FASTLANE_RELAY_TOKEN", "value": token}]
 
 
-def test_a_job_that_does_not_say_its_entrypoint_is_refused() -> None:
-    with pytest.raises(CannotRun, match="set `entrypoint` in the job"):
-        wrapped(args=["true"])
+def command_of(**spec: Any) -> Any:
+    words = wrapped(**spec)["containers"][0]["command"]
+    return words[words.index("--") + 1 :]
+
+
+def test_what_a_job_does_not_say_is_of_its_image_word_by_word() -> None:
+    image = Image(f"sha256:{'1' * 64}", "amd64", ("/bin/x", "$(A)"), ("b", "$$"))
+    assert command_of(image=image) == ["/bin/x", "$$(A)", "b", "$$$$"]
+    assert command_of(image=image, args=["$c"]) == ["/bin/x", "$$(A)", "$$c"]
+    assert command_of(image=image, entrypoint=["y"]) == ["y"]
+    assert wrapped(image=image)["containers"][0]["image"] == f"docker.io/library/busybox@{image.digest}"
+
+
+def test_a_job_without_any_command_is_refused() -> None:
+    with pytest.raises(CannotRun, match="neither the job nor its image says what to run"):
+        wrapped()
 
 
 def test_a_token_is_of_one_pod() -> None:

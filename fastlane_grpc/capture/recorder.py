@@ -75,11 +75,7 @@ class Recorder:
         `variables`: the number of those in the file of secrets. `stdin`: the standard input of the command, below the
         data directory. Raises CannotRun if there is no command.
         """
-        words = _command(body, image)
-        if not words:
-            raise CannotRun(
-                Reason.REFUSED_BY_ENGINE, "there is no command: neither the job nor its image says what to run"
-            )
+        words = command_of(body["Entrypoint"], body["Cmd"], image)
         host = body["HostConfig"]
         limits, privileges = _ulimits(host), _capabilities(host)
         recorder = [PROGRAM_TARGET, "--execution", execution_id, "--limit", str(self.max_log_bytes)]
@@ -310,13 +306,19 @@ class RecorderCapture:
             record.close()
 
 
-def _command(body: Mapping[str, Any], image: Image) -> Sequence[str]:
-    """Return the command that the engine would run as PID 1, from the body and the image. Tried on 20.10 and 28."""
-    entrypoint, command = body["Entrypoint"], body["Cmd"]
+def command_of(entrypoint: Sequence[str] | None, command: Sequence[str] | None, image: Image) -> Sequence[str]:
+    """Return the command that an engine would run as PID 1 of a container. None: the job does not say it.
+
+    Tried on 20.10 and 28. Raises CannotRun if there is no command.
+    """
     if entrypoint is None:
-        return [*_reset(image.entrypoint), *(image.command if command is None else command)]
-    # The image's command does not apply if the job sets an entrypoint.
-    return [*_reset(entrypoint), *(command or ())]
+        words = [*_reset(image.entrypoint), *(image.command if command is None else command)]
+    else:
+        # The image's command does not apply if the job sets an entrypoint.
+        words = [*_reset(entrypoint), *(command or ())]
+    if not words:
+        raise CannotRun(Reason.REFUSED_BY_ENGINE, "there is no command: neither the job nor its image says what to run")
+    return words
 
 
 def _reset(entrypoint: Sequence[str]) -> Sequence[str]:

@@ -9,7 +9,7 @@ import os
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -21,6 +21,7 @@ from fastlane_grpc.backend import CannotRun, Image
 from fastlane_grpc.capture.capture import ContainerEnd, ReadSecrets, not_kept
 from fastlane_grpc.capture.handoff import CommandStatus, Delivery
 from fastlane_grpc.capture.record_retries import retry_until_written
+from fastlane_grpc.capture.recorder import command_of
 from fastlane_grpc.capture.relay_tokens import RelayTokens
 from fastlane_grpc.capture.relayed_record import Permission, close, decide, new_pod, permission
 from fastlane_grpc.capture.written_record import first_byte_time_in, trailer_in
@@ -50,16 +51,11 @@ class RelayKit:
     tokens: RelayTokens
     max_log_bytes: int
 
-    def wrap(self, body: Mapping[str, Any], execution_id: str, pod: str) -> Mapping[str, Any]:
+    def wrap(self, body: Mapping[str, Any], image: Image, execution_id: str, pod: str) -> Mapping[str, Any]:
         """Return the description of a pod whose job runs under the recorder, with a relay. Raises CannotRun."""
         spec = body["spec"]
         (job,) = spec["containers"]
-        if not job.get("command"):
-            raise CannotRun(
-                Reason.REFUSED_BY_ENGINE,
-                "the nodes of a cluster do not tell the entrypoint of an image: set `entrypoint` in the job",
-            )
-        words = [*job["command"], *job.get("args", ())]
+        words = command_of(job.get("command"), job.get("args"), _literal(image))
         limit = ["--limit", str(self.max_log_bytes)] if self.max_log_bytes else []
         recorder = [f"{SHARED}/bin/recorder", "--execution", execution_id, *limit, f"{SHARED}/box", "--"]
         mounts = [
@@ -106,6 +102,15 @@ class RelayKit:
         ]
 
 
+def _literal(image: Image) -> Image:
+    """Return the image with its words as a pod has to have them: in a pod, `$(NAME)` is a variable and `$$` a dollar.
+
+    The words of the job are so already.
+    """
+    entrypoint, command = ([word.replace("$", "$$") for word in words] for words in (image.entrypoint, image.command))
+    return replace(image, entrypoint=entrypoint, command=command)
+
+
 class RelayedCapture:
     """Implements Capture over the copy of a record in `directory`. `kit` is None for a recovered execution."""
 
@@ -124,7 +129,7 @@ class RelayedCapture:
 
     def wrap(self, body: Mapping[str, Any], image: Image) -> Mapping[str, Any]:
         assert self._kit is not None
-        return self._kit.wrap(body, self._execution_id, new_pod(self._directory))
+        return self._kit.wrap(body, image, self._execution_id, new_pod(self._directory))
 
     def use_secrets(self, read: ReadSecrets) -> None:
         raise CannotRun(Reason.REFUSED_BY_ENGINE, "a job on Kubernetes takes no secrets")

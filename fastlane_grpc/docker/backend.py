@@ -25,7 +25,6 @@ from fastlane_grpc.capture.capture import Capture
 from fastlane_grpc.config import RegistrySettings
 from fastlane_grpc.docker.capture_choice import CaptureChoice
 from fastlane_grpc.docker.container_body import container_body
-from fastlane_grpc.docker.credentials import credentials_of_job
 from fastlane_grpc.docker.engine import EXECUTION_LABEL, HOST_LABEL, INSTANCE_LABEL, Engine, container_name
 from fastlane_grpc.docker.engine_errors import EngineRefuses, container_gone
 from fastlane_grpc.docker.events import DockerEvents
@@ -33,6 +32,7 @@ from fastlane_grpc.docker.handle import DockerHandle, unpacked
 from fastlane_grpc.docker.images import DockerPull
 from fastlane_grpc.docker.usage import usage_of
 from fastlane_grpc.model import NOTHING_ALLOWED, Allowed, Assignment, Execution, JobSpec, Reason, Usage
+from fastlane_grpc.registry import credentials_of_job
 from fastlane_grpc.secrets import RegistryCredentials
 
 
@@ -40,6 +40,7 @@ class DockerBackend:
     """Implements Backend over `engine`, for the host called `host` of the instance."""
 
     starts_at_once = True
+    keeps_images = True
 
     def __init__(
         self,
@@ -62,7 +63,8 @@ class DockerBackend:
 
     # -- images
 
-    def image(self, name: str) -> Image | None:
+    def image(self, assignment: Assignment) -> Image | None:
+        name = assignment.spec.image
         try:
             return self.engine.image(name)
         except EngineRefuses as refusal:
@@ -78,6 +80,10 @@ class DockerBackend:
         spec, task_id = assignment.spec, assignment.execution.task_id
         credentials = partial(credentials_of_job, self._credentials, spec.registry_credential, task_id)
         return DockerPull(self.engine, spec.image, on_line=on_line, on_end=on_end, credentials_for=credentials)
+
+    def architecture(self, image_digest: str) -> str:
+        image = self.engine.image(image_digest)
+        return image.architecture if image else ""
 
     # -- containers
 

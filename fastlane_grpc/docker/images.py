@@ -14,12 +14,12 @@ import docker.errors
 
 from fastlane_grpc.backend import CannotRun, PullFailed, RefusalKind
 from fastlane_grpc.clock import boottime
-from fastlane_grpc.docker.credentials import Credentials, credentials_for
 from fastlane_grpc.docker.engine import Engine
 from fastlane_grpc.docker.engine_errors import EngineDown, EngineRefuses, explained, refusal_of
 from fastlane_grpc.docker.http import EngineRequest
 from fastlane_grpc.machine.shortage import outlast
 from fastlane_grpc.model import Reason
+from fastlane_grpc.registry import Credentials, credentials_for
 from fastlane_grpc.supervisor import thread
 
 # An engine that pulls reports progress all the time. A silence of this length means a registry that does not answer.
@@ -164,32 +164,18 @@ class DockerPull:
         try:
             self._pull()
         except CannotRun as error:
-            self._on_end(self._with_problem(error))
+            self._on_end(self._credentials.added_to(error, "pulled"))
         except (PullFailed, EngineDown) as error:
             self._on_end(error)
         except EngineRefuses as error:
-            self._on_end(self._with_problem(pull_failure(self._name, error.message)))
+            failure = pull_failure(self._name, error.message)
+            self._on_end(self._credentials.added_to(failure, "pulled") if isinstance(failure, CannotRun) else failure)
         except TimeoutError:
             self._on_end(PullFailed(f"nothing was heard of the pull for {SILENCE_SECONDS} s"))
         except OSError as error:
             self._on_end(EngineDown(f"the engine broke off the pull: {error}"))
         else:
             self._on_end(None)
-
-    def _with_problem(self, failure: CannotRun | PullFailed) -> CannotRun | PullFailed:
-        """Return the failure, with what is known of the credentials if the registry may have refused because of them.
-
-        Some registries report a private image as unknown.
-        """
-        if not isinstance(failure, CannotRun) or failure.reason not in {Reason.IMAGE_DENIED, Reason.IMAGE_NOT_FOUND}:
-            return failure
-        if self._credentials.problem:
-            known = f"without credentials: {self._credentials.problem}"
-        elif self._credentials.name:
-            known = f"with the registry credential {self._credentials.name!r}"
-        else:
-            return failure
-        return CannotRun(failure.reason, f"{failure.detail}. It was pulled {known}")
 
     def _pull(self) -> None:
         repository, tag = image_parts(self._name)

@@ -6,7 +6,7 @@ import re
 from contextlib import suppress
 from pathlib import Path
 
-from fastlane_grpc.backend import Backend, BackendDown, BackendRefuses, CannotRun, Container
+from fastlane_grpc.backend import Backend, BackendDown, BackendRefuses, Container
 from fastlane_grpc.execution.final_state import FinalState, failed
 from fastlane_grpc.model import Reason, Source
 from fastlane_grpc.record import Chunk, Position, RecordReader, Trailer
@@ -35,9 +35,8 @@ def format_error(trailer: Trailer | None, container: Container | None, exit_code
 
 def architectures(backend: Backend, image_digest: str) -> tuple[str, str]:
     """Return the architectures of an image and of the host, as Docker names them; empty if unknown."""
-    with suppress(BackendDown, BackendRefuses, CannotRun):
-        image = backend.image(image_digest)
-        return image.architecture if image else "", backend.info().architecture
+    with suppress(BackendDown, BackendRefuses):
+        return backend.architecture(image_digest), backend.info().architecture
     return "", ""
 
 

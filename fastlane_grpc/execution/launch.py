@@ -154,7 +154,7 @@ def _resume(lifecycle: Lifecycle) -> None:
 def _image(lifecycle: Lifecycle) -> Image:
     """Return the image, pulled to the host if the job's pull policy says so."""
     name, policy = lifecycle.spec.image, lifecycle.spec.pull_policy
-    image = None if policy is PullPolicy.ALWAYS else lifecycle.backend.image(name)
+    image = None if policy is PullPolicy.ALWAYS else lifecycle.backend.image(lifecycle.assignment)
     if image is None:
         if policy is PullPolicy.NEVER:
             host = lifecycle.context.host_name
@@ -164,7 +164,7 @@ def _image(lifecycle: Lifecycle) -> Image:
             )
         backoff = Retries(lifecycle.context.retry_seconds)
         _pull(lifecycle)
-        while (image := lifecycle.backend.image(name)) is None:
+        while (image := lifecycle.backend.image(lifecycle.assignment)) is None:
             # Somebody removes images. An image that no container uses yet is pruned first.
             pause = backoff.pause()
             if pause is None:
@@ -174,12 +174,15 @@ def _image(lifecycle: Lifecycle) -> Image:
                 )
             lifecycle.pause(pause)
             _pull(lifecycle)
-        lifecycle.log_line(f"pulled {name}: {image.digest}")
+        if image.digest:
+            lifecycle.log_line(f"{'pulled' if lifecycle.backend.keeps_images else 'found'} {name}: {image.digest}")
     return image
 
 
 def _pull(lifecycle: Lifecycle) -> None:
-    lifecycle.log_line(f"pulling {lifecycle.spec.image} on host {lifecycle.context.host_name}")
+    name = lifecycle.spec.image
+    if lifecycle.backend.keeps_images:
+        lifecycle.log_line(f"pulling {name} on host {lifecycle.context.host_name}")
     backoff = Retries(lifecycle.context.retry_seconds)
     while failure := _pull_once(lifecycle):
         if not isinstance(failure, PullFailed):
@@ -187,12 +190,13 @@ def _pull(lifecycle: Lifecycle) -> None:
         tries = " in several tries" if backoff.paused else ""
         pause = backoff.pause() if failure.retry_seconds <= LONGEST_RATE_LIMIT_SECONDS else None
         if pause is None:
-            raise CannotRun(
-                failure.reason, f"{lifecycle.spec.image} could not be pulled{tries}; the engine says: {failure}"
-            )
+            keeps_images = lifecycle.backend.keeps_images
+            failed = f"pulled{tries}; the engine says" if keeps_images else f"looked up in its registry{tries}"
+            raise CannotRun(failure.reason, f"{name} could not be {failed}: {failure}")
         pause = max(pause, failure.retry_seconds)
-        lifecycle.log.info("pull failed", image=lifecycle.spec.image, error=str(failure), again_seconds=pause)
-        lifecycle.log_line(f"the pull failed, and is tried again{_soon(pause)}: {failure}")
+        lifecycle.log.info("pull failed", image=name, error=str(failure), again_seconds=pause)
+        what = "pull" if lifecycle.backend.keeps_images else f"look-up of {name} in its registry"
+        lifecycle.log_line(f"the {what} failed, and is tried again{_soon(pause)}: {failure}")
         lifecycle.pause(pause)
 
 

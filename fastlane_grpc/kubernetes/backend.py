@@ -19,11 +19,14 @@ from fastlane_grpc.backend import (
     LeftContainer,
     NameTaken,
     NotRunning,
+    Pull,
     RefusalKind,
     Wrapper,
 )
+from fastlane_grpc.config import RegistrySettings
 from fastlane_grpc.kubernetes.api_errors import ClusterRefuses
 from fastlane_grpc.kubernetes.cluster_api import ClusterApi, Pod
+from fastlane_grpc.kubernetes.images import RegistryImages
 from fastlane_grpc.kubernetes.pod_body import (
     EXECUTION_LABEL,
     HOST,
@@ -35,6 +38,7 @@ from fastlane_grpc.kubernetes.pod_body import (
 from fastlane_grpc.kubernetes.pod_events import PodEvents
 from fastlane_grpc.kubernetes.pod_state import PodHandle, container_of, execution_of, handle_of
 from fastlane_grpc.model import Assignment, Execution, Reason, Usage
+from fastlane_grpc.secrets import RegistryCredentials
 
 # A grace of 0 would take the pod from the API server while its containers may run on; the node is asked instead.
 _AT_ONCE_SECONDS = 1
@@ -44,32 +48,45 @@ class KubernetesBackend:
     """Implements Backend over `api`, for the host called `host` of the instance."""
 
     starts_at_once = False
+    keeps_images = False
 
-    def __init__(self, api: ClusterApi, *, instance: str, host: str, settings: PodSettings | None = None) -> None:
+    def __init__(
+        self,
+        api: ClusterApi,
+        *,
+        instance: str,
+        host: str,
+        settings: PodSettings | None = None,
+        registries: Sequence[RegistrySettings] = (),
+    ) -> None:
+        """`registries`: the operator's credentials, by which images are looked up."""
         self.address = api.address
         self._api = api
         self._instance = instance
         self._host = host
         self._settings = settings or PodSettings()
+        self._images = RegistryImages(RegistryCredentials(registries), self._settings.architecture)
 
     # -- images
 
-    def image(self, name: str) -> Image | None:
-        """Return an image without its digest and entrypoint: the nodes pull images, and do not tell their contents."""
-        return Image(digest="", architecture="", entrypoint=(), command=())
+    def image(self, assignment: Assignment) -> Image | None:
+        """Return the image as its registry had it a moment ago; an empty one if the job says itself what it runs."""
+        return self._images.known(assignment)
+
+    def architecture(self, image_digest: str) -> str:
+        return self._images.architecture(image_digest)
 
     def pull(
         self, assignment: Assignment, *, on_line: Callable[[str], None], on_end: Callable[[Exception | None], None]
-    ) -> "_NoPull":
-        """Do nothing, as the node of the pod pulls the image."""
-        on_end(None)
-        return _NoPull()
+    ) -> Pull:
+        """Look the image up in its registry, as the nodes pull images, and do not tell their contents."""
+        return self._images.look_up(assignment, on_line=on_line, on_end=on_end)
 
     # -- containers
 
     def create(self, assignment: Assignment, image: Image, wrapper: Wrapper) -> Handle:
         try:
-            body = pod_body(assignment, instance=self._instance, host=self._host, settings=self._settings)
+            body = pod_body(assignment, image, instance=self._instance, host=self._host, settings=self._settings)
         except ValueError as error:
             raise CannotRun(Reason.REFUSED_BY_ENGINE, f"the command is none: {error}") from error
         try:
@@ -191,8 +208,9 @@ class KubernetesBackend:
         self._api.version(timeout_seconds)
 
     def info(self) -> Info:
-        """Return the identity of the namespace; the architecture is that of each node, and empty."""
-        return Info(self._api.namespace_uid(), str(self._api.version().get("gitVersion", "")), "")
+        """Return the identity of the namespace. The architecture is empty if that of the nodes is not known."""
+        version = str(self._api.version().get("gitVersion", ""))
+        return Info(self._api.namespace_uid(), version, self._settings.architecture)
 
     def forget(self) -> None:
         self._api.close()
@@ -205,10 +223,3 @@ class KubernetesBackend:
 
 def _host_of(pod: Pod) -> str:
     return str((pod["metadata"].get("annotations") or {}).get(HOST, ""))
-
-
-class _NoPull:
-    """Implements Pull, where nothing is pulled."""
-
-    def cancel(self) -> None:
-        """Do nothing."""

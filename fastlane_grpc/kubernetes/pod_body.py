@@ -5,8 +5,9 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
-from fastlane_grpc.backend import CannotRun
+from fastlane_grpc.backend import CannotRun, Image
 from fastlane_grpc.model import Assignment, JobSpec, PullPolicy, Reason
+from fastlane_grpc.registry import Reference
 from fastlane_grpc.text.shell_words import split_command
 
 INSTANCE_LABEL = "fastlane.dev/instance"
@@ -36,9 +37,18 @@ class PodSettings:
     tolerations: Sequence[Mapping[str, Any]] = ()
     image_pull_secrets: Sequence[str] = ()
 
+    @property
+    def architecture(self) -> str:
+        """The architecture of all nodes that pods of this host may have, as Docker names it; empty: any."""
+        return self.node_selector.get("kubernetes.io/arch", "")
 
-def pod_body(assignment: Assignment, *, instance: str, host: str, settings: PodSettings) -> Mapping[str, Any]:
+
+def pod_body(
+    assignment: Assignment, image: Image, *, instance: str, host: str, settings: PodSettings
+) -> Mapping[str, Any]:
     """Return the description of the pod, with the gate that keeps it from a node.
+
+    An image with a digest is named by it: no tag that was moved meanwhile can bring another one.
 
     Raises CannotRun if the job asks for what a pod does not have, and ValueError if its command is none.
     """
@@ -63,7 +73,7 @@ def pod_body(assignment: Assignment, *, instance: str, host: str, settings: PodS
                 "automountServiceAccountToken": False,
                 "enableServiceLinks": False,
                 "terminationGracePeriodSeconds": _seconds(spec.grace),
-                "containers": [_container(spec)],
+                "containers": [_container(spec, image)],
             },
             {
                 "activeDeadlineSeconds": spec.timeout and _seconds(spec.timeout + spec.grace + _DEADLINE_SPARE),
@@ -107,7 +117,7 @@ def _refuse(spec: JobSpec) -> None:
         )
 
 
-def _container(spec: JobSpec) -> Mapping[str, Any]:
+def _container(spec: JobSpec, image: Image) -> Mapping[str, Any]:
     user, _, group = spec.user.partition(":")
     security = _with_what_is_set(
         {"allowPrivilegeEscalation": False},
@@ -119,7 +129,7 @@ def _container(spec: JobSpec) -> Mapping[str, Any]:
         },
     )
     return _with_what_is_set(
-        {"name": JOB_CONTAINER, "image": spec.image, "securityContext": security},
+        {"name": JOB_CONTAINER, "image": _image_name(spec, image), "securityContext": security},
         {
             # Kubernetes calls `command` what replaces the image's entrypoint, and `args` what replaces its command.
             "command": [_literal(word) for word in spec.entrypoint],
@@ -134,6 +144,10 @@ def _container(spec: JobSpec) -> Mapping[str, Any]:
             ],
         },
     )
+
+
+def _image_name(spec: JobSpec, image: Image) -> str:
+    return str(Reference.parse(spec.image).at(image.digest)) if image.digest else spec.image
 
 
 def _literal(word: str) -> str:

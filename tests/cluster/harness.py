@@ -40,6 +40,13 @@ class ClusterHarness(EngineHarness):
         settings = PodSettings(node_selector=self.node_selector)
         return KubernetesBackend(api, instance=self.store.instance, host="local", settings=settings)
 
+    def enqueue(self, command: str = "", *args: str, **more: Any) -> str:
+        """The command is the entrypoint, unless that is given: no registry has the image of the tests."""
+        entrypoint = more.pop("entrypoint", None)
+        if entrypoint is not None or not command:
+            return super().enqueue(command, *args, entrypoint=entrypoint or (), **more)
+        return super().enqueue("", *args, entrypoint=command.split(), **more)
+
     def remove_all(self) -> None:
         """Do nothing, as the namespace is removed."""
 

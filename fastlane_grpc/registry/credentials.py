@@ -25,7 +25,7 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Credentials:
-    """The authentication header for the engine; empty: none.
+    """The authentication header for an engine, and what it holds; empty: none.
 
     `problem` says why credentials could not be read. `name` is that of the operator's credential.
     """
@@ -33,6 +33,22 @@ class Credentials:
     header: str = field(default="", repr=False)
     problem: str = ""
     name: str = ""
+    credential: Credential = field(default_factory=Credential, repr=False)
+
+    def added_to(self, failure: CannotRun, done: str) -> CannotRun:
+        """Return the failure, with what is known of the credentials if the registry may have refused because of them.
+
+        Some registries report a private image as unknown. `done`: "pulled".
+        """
+        if failure.reason not in {Reason.IMAGE_DENIED, Reason.IMAGE_NOT_FOUND}:
+            return failure
+        if self.problem:
+            known = f"without credentials: {self.problem}"
+        elif self.name:
+            known = f"with the registry credential {self.name!r}"
+        else:
+            return failure
+        return CannotRun(failure.reason, f"{failure.detail}. It was {done} {known}")
 
 
 class _Unreadable(Exception):
@@ -59,7 +75,7 @@ def credentials_of_job(named: RegistryCredentials, name: str, task_id: str, regi
             f"the registry credential {name!r} is for {found.server}, and the image is in {registry}",
         )
     try:
-        return Credentials(_header(read_credential(found), registry), name=found.name)
+        credential = read_credential(found)
     except Unreadable as error:
         log.warning("a registry credential cannot be read", name=found.name, error=str(error))
         # Not the error itself, which names files of the operator.
@@ -67,6 +83,7 @@ def credentials_of_job(named: RegistryCredentials, name: str, task_id: str, regi
             f"the registry credential {found.name!r} cannot be read; the server's log says why",
             reason=Reason.IMAGE_DENIED,
         ) from error
+    return Credentials(_header(credential, registry), name=found.name, credential=credential)
 
 
 def _header(credential: Credential, registry: str) -> str:
@@ -85,9 +102,18 @@ def credentials_for(registry: str) -> Credentials:
         return Credentials()
     try:
         found = _found(Path(str(file)), registry)
-        return Credentials(docker.auth.encode_header(found).decode() if found else "")
     except _Unreadable as error:
         return Credentials(problem=str(error))
+    if not found:
+        return Credentials()
+    return Credentials(docker.auth.encode_header(found).decode(), credential=_credential(found))
+
+
+def _credential(entry: Mapping[str, Any]) -> Credential:
+    """Return what an entry of the SDK's holds. What a helper said has names in another case."""
+    said = {name.lower(): str(value or "") for name, value in entry.items()}
+    username, password, token = (said.get(each, "") for each in ("username", "password", "identitytoken"))
+    return Credential(identity_token=token) if token else Credential(username, password)
 
 
 def _found(file: Path, registry: str) -> Any:
