@@ -21,6 +21,7 @@ from fastlane_grpc.kubernetes.images import RegistryImages
 from fastlane_grpc.model import Assignment, PullPolicy, Reason
 from fastlane_grpc.registry import Reference
 from fastlane_grpc.registry.client import MAX_BYTES
+from fastlane_grpc.registry.reference import HUB
 from fastlane_grpc.secrets import RegistryCredentials
 from tests.docker_registry import DockerRegistry, docker_registry
 from tests.pods import assignment
@@ -69,9 +70,9 @@ def images_with(*credentials: RegistrySettings, architecture: str = "") -> Regis
 @pytest.mark.parametrize(
     ("name", "whole"),
     [
-        ("busybox", "docker.io/library/busybox:latest"),
-        ("index.docker.io/a/b:1", "docker.io/a/b:1"),
-        ("team/app:v1", "docker.io/team/app:v1"),
+        ("busybox", f"{HUB}/library/busybox:latest"),
+        (f"index.{HUB}/a/b:1", f"{HUB}/a/b:1"),
+        ("team/app:v1", f"{HUB}/team/app:v1"),
         ("registry:5000/app", "registry:5000/app:latest"),
         ("localhost/app", "localhost/app:latest"),
         ("Host/app", "Host/app:latest"),

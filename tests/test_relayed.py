@@ -9,6 +9,7 @@ from fastlane_grpc.capture.relay_tokens import RelayTokens
 from fastlane_grpc.capture.relayed import RelayKit
 from fastlane_grpc.kubernetes.pod_body import PodSettings, pod_body
 from fastlane_grpc.model import Tmpfs
+from fastlane_grpc.registry.reference import HUB
 from tests.pods import NO_IMAGE, assignment
 
 KIT = RelayKit("kit:1", "server:7780", RelayTokens(b"key"), 1 << 20)
@@ -49,7 +50,7 @@ def test_what_a_job_does_not_say_is_of_its_image_word_by_word() -> None:
     assert command_of(image=image) == ["/bin/x", "$$(A)", "b", "$$$$"]
     assert command_of(image=image, args=["$c"]) == ["/bin/x", "$$(A)", "$$c"]
     assert command_of(image=image, entrypoint=["y"]) == ["y"]
-    assert wrapped(image=image)["containers"][0]["image"] == f"docker.io/library/busybox@{image.digest}"
+    assert wrapped(image=image)["containers"][0]["image"] == f"{HUB}/library/busybox@{image.digest}"
 
 
 def test_a_job_without_any_command_is_refused() -> None:
