@@ -70,6 +70,10 @@ class ContainerGone(BackendRefuses):
     """The container was removed, or is being removed."""
 
 
+class NoCapacity(BackendRefuses):
+    """`create`: the backend has no place for another container until others end, or until an operator makes one."""
+
+
 class NotRunning(BackendRefuses):
     """`signal`: the container does not run any more. The event of its end is on its way."""
 
@@ -122,19 +126,36 @@ class StartWait:
     text: str
 
 
+class InterruptionCause(Enum):
+    """The kind of an interruption."""
+
+    EVICTED = "the backend or one of its users ended the container"
+    NODE_LOST = "the node of the container does not answer, or was removed"
+    DEADLINE = "the container ran longer than its backend was told to let it run"
+
+
+@dataclass(frozen=True, slots=True)
+class Interruption:
+    """An end that a backend puts to a container without an order of the server. `text`: why, in the backend's words."""
+
+    cause: InterruptionCause
+    text: str
+
+
 @dataclass(frozen=True, slots=True)
 class Container:
     """The state of a container at the time of the call. `start_time` is None for a container that never ran.
 
     `start_failure` is set if the backend gave up the start of the container, or fails to start it for now. `start_wait`
-    is set if the start was accepted, and the container has not begun.
+    is set if the start was accepted, and the container has not begun. `exit_code` is None if the container has not
+    ended, or if the backend does not know how. `delivering`: what brings its output to the server still runs.
     """
 
     handle: Handle
     # The container's main process is there, if paused.
     alive: bool
     ended: bool
-    exit_code: int
+    exit_code: int | None
     start_failure: Diagnosis | None
     out_of_memory: bool
     stop_signal: str
@@ -143,6 +164,8 @@ class Container:
     # The program that the container or its recorder runs; None: unknown.
     program: str | None = None
     start_wait: StartWait | None = None
+    interruption: Interruption | None = None
+    delivering: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,7 +205,8 @@ class ContainerEvent:
 
     A container that waits for its start for another reason than before has an event of the second kind, too.
 
-    `time_ns` is the time by the backend's clock. `exit_code` is None if the backend does not tell.
+    `time_ns` is the time by the backend's clock. `exit_code` is None if the backend does not tell. `interruption` is
+    that of a container that ended, as it may be gone by now.
     """
 
     execution_id: str
@@ -190,6 +214,7 @@ class ContainerEvent:
     died: bool
     exit_code: int | None
     time_ns: int
+    interruption: Interruption | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -274,7 +299,7 @@ class Backend(Protocol):
     def create(self, assignment: Assignment, image: Image, wrapper: Wrapper) -> Handle:
         """Create the container of an execution, with its description as `wrapper` changes it.
 
-        Raises CannotRun, NameTaken, ImageGone, and whatever `wrapper` raises; then nothing was created.
+        Raises CannotRun, NameTaken, ImageGone, NoCapacity, and whatever `wrapper` raises; then nothing was created.
         """
 
     def unpack(self, handle: Handle, archive: Iterable[bytes]) -> None:
@@ -319,10 +344,13 @@ class Backend(Protocol):
     def find(self, execution: Execution) -> Container | None:
         """Return the container with the execution's name, if there is one. Raises CannotRun if it is another's."""
 
-    def signal(self, handle: Handle, signal: str, *, answer_seconds: float | None = None) -> None:
+    def signal(
+        self, handle: Handle, signal: str, *, grace_seconds: float = 0, answer_seconds: float | None = None
+    ) -> None:
         """Send a signal to the main process; a paused container goes on. Raises NotRunning.
 
-        `answer_seconds` replaces the usual limit on the wait for the answer.
+        `grace_seconds`: when SIGKILL follows. A backend that cannot be told later has to know now. `answer_seconds`
+        replaces the usual limit on the wait for the answer.
         """
 
     def remove(self, handle: Handle, *, force: bool) -> None:

@@ -74,6 +74,8 @@ class Reason(IntEnum):
     REGISTRY_UNAVAILABLE = 13
     INPUT_UNAVAILABLE = 14
     SECRET_UNAVAILABLE = 16
+    EVICTED = 17
+    NODE_LOST = 18
 
 
 class WaitReason(IntEnum):
@@ -91,6 +93,7 @@ class WaitReason(IntEnum):
     SCHEDULE_PAUSED = 10
     UNIQUE_KEY = 11
     NO_POOL = 12
+    UNSCHEDULABLE = 13
 
 
 class Availability(IntEnum):

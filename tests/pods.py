@@ -35,6 +35,7 @@ class NoCapture:
     kill_signal = "SIGKILL"
     following = True
     is_running = False
+    delivered = True
     first_byte_time = None
 
     def wrap(self, body: Mapping[str, Any], image: Image) -> Mapping[str, Any]:

@@ -10,11 +10,11 @@ from types import SimpleNamespace
 import pytest
 from structlog.testing import capture_logs
 
-from fastlane_grpc.backend import Container, Handle
+from fastlane_grpc.backend import Container, Handle, Interruption, InterruptionCause
 from fastlane_grpc.clock import engine_time, left
 from fastlane_grpc.docker.capture_choice import CaptureChoice
 from fastlane_grpc.docker.engine_errors import EngineDown, diagnosis
-from fastlane_grpc.execution.final_state import FinalState, ended, final_state_of, not_started
+from fastlane_grpc.execution.final_state import FinalState, ended, ended_by_itself, final_state_of, not_started
 from fastlane_grpc.execution.stopping import Stopping, signal_name, signal_number
 from fastlane_grpc.model import CaptureMode, JobSpec, Limits, Outcome, Reason, State, Stop, StopCause, utc_now
 from fastlane_grpc.record import Trailer
@@ -79,6 +79,55 @@ def judged(
 )
 def test_an_end_has_one_meaning(final_state: FinalState, state: State, outcome: Outcome) -> None:
     assert (final_state.state, final_state.outcome) == (state, outcome)
+
+
+def interrupted(
+    cause: InterruptionCause, exit_code: int | None, told: Stopping | None = None, *, out_of_memory: bool = False
+) -> FinalState:
+    found = None if exit_code is None else container(exit_code, out_of_memory=out_of_memory)
+    why = Interruption(cause, "words")
+    return ended(
+        exit_code, found, JobSpec("i"), told, timeout=timedelta(minutes=1), engine_restarted=False, interruption=why
+    )
+
+
+EVICTED, NODE_LOST, DEADLINE = InterruptionCause.EVICTED, InterruptionCause.NODE_LOST, InterruptionCause.DEADLINE
+
+
+@pytest.mark.parametrize(
+    ("final_state", "state", "reason"),
+    [
+        (interrupted(EVICTED, 143), State.LOST, Reason.EVICTED),
+        (interrupted(EVICTED, None), State.LOST, Reason.EVICTED),
+        # It was told to end, and may have had more to do.
+        (interrupted(EVICTED, 0), State.LOST, Reason.EVICTED),
+        (interrupted(EVICTED, 137, out_of_memory=True), State.FAILED, Reason.OUT_OF_MEMORY),
+        (interrupted(EVICTED, 143, stopping()), State.STOPPED, Reason.UNSPECIFIED),
+        (interrupted(NODE_LOST, None), State.LOST, Reason.NODE_LOST),
+        # The node came back, and ended it.
+        (interrupted(NODE_LOST, 143), State.LOST, Reason.EVICTED),
+        (interrupted(DEADLINE, 143), State.TIMED_OUT, Reason.UNSPECIFIED),
+        (interrupted(DEADLINE, None), State.TIMED_OUT, Reason.UNSPECIFIED),
+        (interrupted(DEADLINE, 143, stopping()), State.STOPPED, Reason.UNSPECIFIED),
+    ],
+)
+def test_an_end_that_a_cluster_puts_to_a_container_is_not_the_jobs(
+    final_state: FinalState, state: State, reason: Reason
+) -> None:
+    assert (final_state.state, final_state.outcome.reason) == (state, reason)
+
+
+@pytest.mark.parametrize(("told", "reason"), [(0, Reason.EXIT_CODE), (15, Reason.EVICTED)])
+def test_a_command_that_was_not_told_to_end_has_ended_by_itself(told: int, reason: Reason) -> None:
+    trailer = Trailer(5, (), 3, {"told": told})
+    why = Interruption(EVICTED, "words")
+    final_state = ended_by_itself(
+        *(trailer, container(3), JobSpec("i"), None),
+        timeout=timedelta(minutes=1),
+        engine_restarted=False,
+        interruption=why,
+    )
+    assert final_state.outcome.reason is reason
 
 
 def test_no_container_ended_before_it_was_started() -> None:

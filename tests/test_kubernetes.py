@@ -192,7 +192,7 @@ def test_a_stop_lets_the_command_end_itself(harness: Harness) -> None:
     stream = harness.backend.events()
     handle = harness.start(job)
     harness.wait_for_output(job, "ready")
-    harness.backend.signal(handle, "SIGTERM")
+    harness.backend.signal(handle, "SIGTERM", grace_seconds=60)
     assert [event.exit_code for event in events_of(stream, job, 2)] == [None, 7]
 
 

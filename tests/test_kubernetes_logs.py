@@ -1,24 +1,17 @@
 """Logs of executions on a real cluster, through the recorder and the relay: exact, whatever ends or goes away."""
 
-import asyncio
 import hashlib
-from collections.abc import Coroutine, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
-from fastlane_grpc.capture.capture import Captures
-from fastlane_grpc.capture.relay_tokens import RelayTokens
-from fastlane_grpc.capture.relayed import RelayedCaptures, RelayKit
 from fastlane_grpc.execution import Step
-from fastlane_grpc.model import Cause, Execution, Outcome, Reason, Source, State
-from fastlane_grpc.rpc.relay import RelayServer
+from fastlane_grpc.model import Cause, Reason, Source, State
 from fastlane_grpc.runner import LeaveCommand
-from tests.cluster.control_plane import ADDRESS
-from tests.cluster.harness import ClusterHarness
-from tests.cluster.kit import KIT_IMAGE
 from tests.cluster.loopback import on_nodes
+from tests.cluster.relayed import FLOOD, SH, RelayedHarness, lines, outcome
 from tests.engine import Killed, busybox_tar
 from tests.registry import Registry, digest
 
@@ -27,68 +20,20 @@ if TYPE_CHECKING:
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(180)]
 
-TOKENS = RelayTokens(b"a key of the test")
-SH = ("sh", "-c")
-# Numbered lines of 100 bytes.
-FLOOD = "yes | head -n {lines} | awk '{{printf \"%098d\\n\", NR}}'"
-
-
-class Harness(ClusterHarness):
-    """With a server for relays, at an address that outlives it."""
-
-    def __init__(self, directory: Path, cluster: "Cluster", namespace: str) -> None:
-        self.port = 0
-        self.server: RelayServer | None = None
-        super().__init__(directory, cluster, namespace)
-
-    def connect(self) -> Any:
-        self.serve()
-        return super().connect()
-
-    def captures_of_pods(self) -> Captures:
-        return RelayedCaptures(RelayKit(KIT_IMAGE, f"{ADDRESS}:{self.port}", TOKENS, 1 << 30))
-
-    def serve(self) -> None:
-        async def begin() -> None:
-            # A server of gRPC belongs to the loop on which it is made.
-            self.server = RelayServer(TOKENS, self._directory_of, max_log_bytes=1 << 30)
-            self.port = await self.server.start(f"{ADDRESS}:{self.port}")
-
-        self._wait(begin())
-
-    def close_floors(self) -> None:
-        assert self.server
-        self._wait(self.server.stop())
-        super().close_floors()
-
-    def script(self, script: str, **more: Any) -> Execution:
-        return self.run("", script, entrypoint=SH, **more)
-
-    def _directory_of(self, execution_id: str) -> Path | None:
-        return self.logs.path(execution_id)
-
-    def _wait(self, work: Coroutine[Any, Any, Any]) -> Any:
-        return asyncio.run_coroutine_threadsafe(work, self.loop).result(60)
-
 
 @pytest.fixture
-def harness(tmp_path: Path, own_cluster: "Cluster", namespace: str) -> Iterator[Harness]:
-    harness = Harness(tmp_path, own_cluster, namespace)
+def harness(tmp_path: Path, own_cluster: "Cluster", namespace: str) -> Iterator[RelayedHarness]:
+    harness = RelayedHarness(tmp_path, own_cluster, namespace)
     yield harness
     harness.close()
 
 
-def outcome(execution: Execution) -> Outcome:
-    assert execution.outcome is not None
-    return execution.outcome
-
-
-def test_twenty_megabytes_of_each_source_arrive_to_the_byte(harness: Harness) -> None:
+def test_twenty_megabytes_of_each_source_arrive_to_the_byte(harness: RelayedHarness) -> None:
     flood = FLOOD.format(lines=200_000)
     execution = harness.script(f"{flood}; head -c 20000000 /dev/urandom | tee /dev/stderr | sha256sum >&2; exit 3")
     assert (execution.state, outcome(execution).exit_code) == (State.FAILED, 3)
     output = harness.output(execution.id)
-    assert output.stdout == b"".join(b"%098d\n" % number for number in range(1, 200_001))
+    assert output.stdout == lines(200_000)
     printed, digest = output.stderr[:20_000_000], output.stderr[20_000_000:].split()[0]
     assert hashlib.sha256(printed).hexdigest().encode() == digest
     assert output.gaps == []
@@ -96,7 +41,7 @@ def test_twenty_megabytes_of_each_source_arrive_to_the_byte(harness: Harness) ->
     assert harness.pods_are_gone()
 
 
-def test_no_byte_is_missing_after_servers_that_went_away_in_a_flood(harness: Harness) -> None:
+def test_no_byte_is_missing_after_servers_that_went_away_in_a_flood(harness: RelayedHarness) -> None:
     going = harness.go("", FLOOD.format(lines=400_000) + "; exit 4", entrypoint=SH)
     for number in range(3):
         harness.wait_for_output(going.id)
@@ -107,11 +52,11 @@ def test_no_byte_is_missing_after_servers_that_went_away_in_a_flood(harness: Har
     execution = going.result()
     assert (execution.state, outcome(execution).exit_code) == (State.FAILED, 4)
     output = harness.output(execution.id)
-    assert output.stdout == b"".join(b"%098d\n" % number for number in range(1, 400_001))
+    assert output.stdout == lines(400_000)
     assert output.gaps == []
 
 
-def test_servers_killed_at_any_step_leave_every_byte_of_one_run(harness: Harness) -> None:
+def test_servers_killed_at_any_step_leave_every_byte_of_one_run(harness: RelayedHarness) -> None:
     steps = (Step.CREATED, Step.FENCED, Step.STARTED, Step.RUNNING, Step.DIED, Step.SEALED)
     killed = [harness.go("", "echo once; exit 3", entrypoint=SH, kill_at=step) for step in steps]
     assert all(isinstance(going.failure(), Killed) for going in killed)
@@ -125,13 +70,13 @@ def test_servers_killed_at_any_step_leave_every_byte_of_one_run(harness: Harness
     assert harness.pods_are_gone()
 
 
-def test_a_command_that_an_image_lacks_has_its_reason(harness: Harness) -> None:
+def test_a_command_that_an_image_lacks_has_its_reason(harness: RelayedHarness) -> None:
     execution = harness.run("", entrypoint=("no-such-command",))
     assert (execution.state, outcome(execution).reason) == (State.FAILED, Reason.COMMAND_NOT_FOUND)
     assert "no-such-command" in outcome(execution).detail
 
 
-def test_what_a_job_does_not_say_is_read_from_its_registry(harness: Harness) -> None:
+def test_what_a_job_does_not_say_is_read_from_its_registry(harness: RelayedHarness) -> None:
     with Registry(busybox_tar()).serving() as registry, on_nodes(registry, harness.cluster):
         image = f"{registry.name}/any:first"
         execution = harness.run("echo", "$(found)", "$$", image=image, entrypoint=())
@@ -150,7 +95,7 @@ def test_what_a_job_does_not_say_is_read_from_its_registry(harness: Harness) -> 
     assert harness.pods_are_gone()
 
 
-def test_what_a_command_printed_before_its_end_is_kept_however_it_is_ended(harness: Harness) -> None:
+def test_what_a_command_printed_before_its_end_is_kept_however_it_is_ended(harness: RelayedHarness) -> None:
     # At the same time, as each pod mostly waits.
     polite = harness.go("", "trap 'echo bye; exit 7' TERM; echo first; while :; do sleep 0.1; done", entrypoint=SH)
     deaf = harness.go("", "trap '' TERM; echo first; while :; do sleep 0.1; done", entrypoint=SH)
@@ -163,7 +108,8 @@ def test_what_a_command_printed_before_its_end_is_kept_however_it_is_ended(harne
 
     ends = {going: going.result() for going in (polite, deaf, deleted)}
     assert (ends[polite].state, outcome(ends[polite]).exit_code) == (State.STOPPED, 7)
-    assert (ends[deleted].state, outcome(ends[deleted]).exit_code) == (State.FAILED, 143)
+    assert (ends[deleted].state, outcome(ends[deleted]).reason) == (State.LOST, Reason.EVICTED)
+    assert outcome(ends[deleted]).exit_code == 143
     assert ends[deaf].state is State.STOPPED
     printed = [harness.output(going.id) for going in (polite, deaf, deleted)]
     assert [output.stdout for output in printed] == [b"first\nbye\n", b"first\n", b"first\n"]

@@ -1,12 +1,13 @@
 """The pod of a job: each field of a spec is in it, or refused; and the state that a pod tells."""
 
+import json
 from dataclasses import fields
 from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
 
-from fastlane_grpc.backend import CannotRun, Container, RefusalKind, StartWait
+from fastlane_grpc.backend import CannotRun, Container, InterruptionCause, NoCapacity, RefusalKind, StartWait
 from fastlane_grpc.execution.final_state import not_started
 from fastlane_grpc.kubernetes.api_errors import ClusterRefuses, refusal_of
 from fastlane_grpc.kubernetes.pod_body import START_GATE, PodSettings, pod_body, pod_name
@@ -170,9 +171,53 @@ def test_a_kill_for_memory_is_told() -> None:
     assert state(terminated=terminated).out_of_memory
 
 
-def test_a_pod_that_was_evicted_before_its_start_has_ended() -> None:
+def test_a_pod_that_was_evicted_before_its_start_has_ended_without_an_exit_code() -> None:
     pod = state("Failed")
-    assert (pod.ended, pod.start_time) == (True, None)
+    assert (pod.ended, pod.start_time, pod.exit_code) == (True, None, None)
+
+
+def test_an_exit_code_that_a_node_makes_up_is_none() -> None:
+    pod = state("Failed", terminated={"exitCode": 137, "reason": "ContainerStatusUnknown"})
+    assert (pod.ended, pod.exit_code) == (True, None)
+
+
+def test_a_container_runs_on_in_a_pod_that_its_node_is_ending() -> None:
+    pod = state("Failed", running={"startedAt": BEGAN})
+    assert (pod.alive, pod.ended, pod.exit_code) == (True, False, None)
+
+
+@pytest.mark.parametrize(
+    ("status", "metadata", "cause", "text"),
+    [
+        ({"reason": "Evicted", "message": "low on memory"}, {}, InterruptionCause.EVICTED, "Evicted: low on memory"),
+        (
+            {"reason": "DeadlineExceeded", "message": "active too long"},
+            {},
+            InterruptionCause.DEADLINE,
+            "active too long",
+        ),
+        (
+            {"conditions": [{"type": "DisruptionTarget", "status": "True", "reason": "EvictionByEvictionAPI"}]},
+            {},
+            InterruptionCause.EVICTED,
+            "EvictionByEvictionAPI",
+        ),
+        (
+            {"conditions": [{"type": "DisruptionTarget", "status": "True", "reason": "DeletionByPodGC"}]},
+            {},
+            InterruptionCause.NODE_LOST,
+            "DeletionByPodGC",
+        ),
+        ({}, {"deletionTimestamp": BEGAN}, InterruptionCause.EVICTED, "somebody deleted the pod"),
+        ({"conditions": [{"type": "DisruptionTarget", "status": "False"}]}, {}, None, ""),
+    ],
+)
+def test_a_pod_says_why_the_cluster_ends_it(
+    status: dict[str, Any], metadata: dict[str, str], cause: InterruptionCause | None, text: str
+) -> None:
+    named = {"name": pod_name("e"), "uid": "u", "resourceVersion": "1", **metadata}
+    interruption = container_of({"metadata": named, "spec": {}, "status": status}).interruption
+    assert (interruption and interruption.cause, interruption.text if interruption else "") == (cause, text)
 
 
 @pytest.mark.parametrize(
@@ -251,6 +296,21 @@ def test_a_quota_that_is_used_up_passes_and_a_missing_right_does_not() -> None:
     assert quota.about_host
     assert right.about_host
     assert "look at its Role" in right.diagnosis.advice
+    assert isinstance(quota, NoCapacity)
+    assert not isinstance(right, NoCapacity)
+
+
+@pytest.mark.parametrize(
+    ("status", "message"),
+    [
+        (404, 'namespaces "x" not found'),
+        (403, 'pods "p" is forbidden: unable to create new content in namespace x because it is being terminated'),
+    ],
+)
+def test_a_namespace_that_is_gone_is_waited_for(status: int, message: str) -> None:
+    refusal = refusal_of(status, json.dumps({"message": message}))
+    assert isinstance(refusal, NoCapacity)
+    assert "make it again" in refusal.diagnosis.advice
 
 
 def test_words_of_a_server_that_is_no_api_server_are_not_repeated() -> None:

@@ -38,7 +38,7 @@ def test_a_pod_that_waits_for_a_node_says_why_and_runs_when_there_is_one(harness
     going = harness.go_waiting("exit 3")
     waiting = going.mailbox.waiting
     assert waiting
-    assert waiting.reason is WaitReason.NO_FREE_SLOT
+    assert waiting.reason is WaitReason.UNSCHEDULABLE
     assert "the cluster has no node for it: 0/" in waiting.detail
     assert harness.execution(going.id).state is State.PREPARING
     harness.give_node()

@@ -70,6 +70,7 @@ class AttachCapture:
     name = "attach"
     kill_signal = "SIGKILL"
     is_running = False
+    delivered = True
 
     def __init__(
         self,

@@ -106,6 +106,10 @@ class Capture(Protocol):
         Until then a full disk blocks the container.
         """
 
+    @property
+    def delivered(self) -> bool:
+        """Whether nothing of the output of an ended container is on its way from another machine."""
+
     def drain(self, end: ContainerEnd | None) -> str:
         """Wait for the last bytes, and return what may be missing; empty if every byte is in the record.
 

@@ -152,6 +152,7 @@ class RecorderCapture:
     name = "recorder"
     kill_signal = str(program.HARD_STOP)
     following = True
+    delivered = True
 
     def __init__(self, directory: Path, execution_id: str, recorder: Recorder | None) -> None:
         self._handoff = RecordHandoff(directory)

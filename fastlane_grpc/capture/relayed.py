@@ -33,6 +33,8 @@ SILENCE_SECONDS = 30.0
 LOOK_SECONDS = 0.02
 # The directory that the containers of a pod share, as each of them sees it, and the name of the volume.
 SHARED, VOLUME = "/.fastlane", "fastlane"
+# The container of the relay in each pod.
+RELAY_CONTAINER = "relay"
 # The time after the job's end in which a relay may still deliver, while the server is away.
 DELIVERY_SECONDS = 3600
 
@@ -87,7 +89,7 @@ class RelayKit:
             {**helper, "name": "prepare", "command": ["/relay", "prepare", SHARED]},
             {
                 **helper,
-                "name": "relay",
+                "name": RELAY_CONTAINER,
                 "command": relay,
                 "env": [{"name": "FASTLANE_RELAY_TOKEN", "value": self.tokens.token(execution_id, pod)}],
                 # A native sidecar: started before the job, restarted if it dies, ended after the job.
@@ -159,6 +161,10 @@ class RelayedCapture:
 
     def abandon_unwritten(self) -> None:
         """Do nothing: the disk of the node is not the server's."""
+
+    @property
+    def delivered(self) -> bool:
+        return (self._directory / "relay-end").exists() or self.trailer() is not None
 
     def drain(self, end: ContainerEnd | None) -> str:
         """Wait until the relay has delivered everything, or is silent for too long."""

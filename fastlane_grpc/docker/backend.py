@@ -156,7 +156,9 @@ class DockerBackend:
             raise CannotRun(Reason.REFUSED_BY_ENGINE, detail)
         return container
 
-    def signal(self, handle: Handle, signal: str, *, answer_seconds: float | None = None) -> None:
+    def signal(
+        self, handle: Handle, signal: str, *, grace_seconds: float = 0, answer_seconds: float | None = None
+    ) -> None:
         try:
             self.engine.kill(handle.container_id, signal, answer_seconds=answer_seconds)
         except EngineRefuses as refusal:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from fastlane_grpc.backend import Interruption
 from fastlane_grpc.runner import Event
 
 
@@ -22,6 +23,7 @@ class Died(Event):
     time_ns: int
     heard_since: float
     container_id: str = ""
+    interruption: Interruption | None = None
 
 
 @dataclass(frozen=True, slots=True)

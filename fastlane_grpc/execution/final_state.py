@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 from signal import Signals
 from typing import Any, Final
 
-from fastlane_grpc.backend import Container, Diagnosis
+from fastlane_grpc.backend import Container, Diagnosis, Interruption, InterruptionCause
 from fastlane_grpc.execution.stopping import Stopping
 from fastlane_grpc.model import Execution, JobSpec, Outcome, Reason, State, StopCause, Usage
 from fastlane_grpc.record import Trailer
@@ -86,11 +86,12 @@ def ended(
     timeout: timedelta,
     engine_restarted: bool,
     kills_for_memory: int = 0,
+    interruption: Interruption | None = None,
 ) -> FinalState:
     """Return the final state of a container that ran and ended.
 
     `container` is None if the container was removed before it could be inspected. `kills_for_memory`: how many the
-    recorder knows of. The engine misses some.
+    recorder knows of. The engine misses some. `interruption`: why the backend ended the container, if it did.
     """
     start_time, exit_time = (container.start_time, container.end_time) if container else (None, None)
     if start_time and exit_time:
@@ -98,7 +99,13 @@ def ended(
         start_time = min(start_time, exit_time)
     out_of_memory = kills_for_memory > 0 or (container is not None and container.out_of_memory)
     state, reason, detail = _judged(
-        exit_code, out_of_memory, spec, stopping, timeout=timeout, engine_restarted=engine_restarted
+        exit_code,
+        out_of_memory,
+        spec,
+        stopping,
+        timeout=timeout,
+        engine_restarted=engine_restarted,
+        interruption=interruption,
     )
     outcome = Outcome(reason, _short(detail), exit_code, out_of_memory, stopping.sent if stopping else "")
     return FinalState(state, outcome, start_time, exit_time)
@@ -112,6 +119,7 @@ def ended_by_itself(
     *,
     timeout: timedelta,
     engine_restarted: bool,
+    interruption: Interruption | None = None,
 ) -> FinalState:
     """Return the final state of a container whose recorder wrote the end into the trailer.
 
@@ -131,6 +139,8 @@ def ended_by_itself(
         engine_restarted=engine_ended_it,
         # A record of an older recorder does not tell.
         kills_for_memory=facts.get("kills_for_memory", 0),
+        # A command that ended before the backend told it to end has ended by itself.
+        interruption=interruption if facts.get("told") else None,
     )
     # An engine that was killed has lost the times, or replaced them by the time of its own return.
     exit_time = _nanos(facts.get("end_time_ns")) or final_state.exit_time
@@ -181,10 +191,12 @@ def not_executed(error: int, program: str | None, stopping: Stopping | None) -> 
     return failed(Reason.COMMAND_NOT_EXECUTABLE, f"the command cannot be executed: {text}")
 
 
-def not_begun(exit_code: int | None, stopping: Stopping | None) -> FinalState:
+def not_begun(exit_code: int | None, stopping: Stopping | None, interruption: Interruption | None) -> FinalState:
     """Return the final state of a started container whose recorder ended before it ran the command."""
     if stopping:
         return stopped_before_start(stopping)
+    if interruption:
+        return lost(Reason.EVICTED, f"the cluster ended it before its command ran: {interruption.text}")
     text = "" if exit_code is None else f" (it exited with {exit_code})"
     return failed(
         Reason.REFUSED_BY_ENGINE,
@@ -257,9 +269,11 @@ def _judged(
     *,
     timeout: timedelta,
     engine_restarted: bool,
+    interruption: Interruption | None,
 ) -> tuple[State, Reason, str]:
     text = _exit_text(exit_code)
-    if stopping and stopping.stop.cause is StopCause.TIMEOUT:
+    cause = interruption and interruption.cause
+    if cause is InterruptionCause.DEADLINE if stopping is None else stopping.stop.cause is StopCause.TIMEOUT:
         return (
             State.TIMED_OUT,
             Reason.UNSPECIFIED,
@@ -267,6 +281,11 @@ def _judged(
         )
     if stopping:
         return State.STOPPED, Reason.UNSPECIFIED, f"told to stop {stopping.cause}; {text}"
+    if interruption and cause is InterruptionCause.NODE_LOST and exit_code is None:
+        return State.LOST, Reason.NODE_LOST, f"its node is gone, and nobody knows how it ended: {interruption.text}"
+    if interruption and not (out_of_memory and exit_code):
+        # Also if the command then exited with 0: it was told to end, and most programs do not tell that from success.
+        return State.LOST, Reason.EVICTED, f"the cluster ended it: {interruption.text}; {text}"
     if exit_code is None:
         return (
             State.LOST,

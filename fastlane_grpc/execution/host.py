@@ -163,7 +163,9 @@ class Host:
                 mailbox = self._watchers.get(event.execution_id)
             if mailbox is not None:
                 mailbox.put(
-                    Died(event.exit_code, event.time_ns, heard_since, event.container_id) if event.died else Started()
+                    Died(event.exit_code, event.time_ns, heard_since, event.container_id, event.interruption)
+                    if event.died
+                    else Started()
                 )
         self._resync_executions()
 

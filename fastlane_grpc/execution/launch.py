@@ -19,6 +19,7 @@ from fastlane_grpc.backend import (
     Image,
     ImageGone,
     NameTaken,
+    NoCapacity,
     PullFailed,
     RefusalKind,
 )
@@ -36,13 +37,15 @@ from fastlane_grpc.execution.start_wait import Expired, revoke_for, wait_until_b
 from fastlane_grpc.execution.stopping import Stopping
 from fastlane_grpc.inputs import ArchiveInvalid, archive_of
 from fastlane_grpc.machine.data_directory import free_inodes
-from fastlane_grpc.model import PullPolicy, Reason, State, utc_now
+from fastlane_grpc.model import PullPolicy, Reason, State, Waiting, WaitReason, utc_now
 from fastlane_grpc.secrets import SecretUnusable, Unreadable
 
 # Pause between two checks, during a pull, that the host is up.
 HOST_LOOK_SECONDS = 1.0
 # The longest pause that a registry may ask for. An execution that waits for a registry takes a slot.
 LONGEST_RATE_LIMIT_SECONDS = 300.0
+# Pause between two requests for a container that the backend has no place for.
+CAPACITY_SECONDS = 5.0
 
 
 class RanUnexpectedly(Exception):
@@ -242,12 +245,25 @@ def _create(lifecycle: Lifecycle, image: Image) -> Handle:
             raise CannotRun(Reason.SECRET_UNAVAILABLE, str(error)) from error
         except OSError as error:
             _wait_for_room(lifecycle, error)
+        except NoCapacity as refusal:
+            _wait_for_capacity(lifecycle, refusal)
         except BackendRefuses as refusal:
             lifecycle.report_room()
             _wait_to_ask_again(lifecycle, refusal, backoff, "make this container", cleared=_cleared(lifecycle, refusal))
         else:
             lifecycle.report_room()
             return handle
+
+
+def _wait_for_capacity(lifecycle: Lifecycle, refusal: NoCapacity) -> None:
+    """Wait before the container is asked for again. Raises Expired if the execution must not start any more."""
+    lifecycle.report_waiting(Waiting(WaitReason.UNSCHEDULABLE, refusal.diagnosis.advice, utc_now()))
+    pause = CAPACITY_SECONDS
+    if expire_time := lifecycle.execution.expire_time:
+        pause = min(pause, (expire_time - utc_now()).total_seconds())
+    if pause <= 0:
+        raise Expired
+    lifecycle.pause(pause)
 
 
 def _wait_for_secrets(lifecycle: Lifecycle, error: Unreadable, backoff: Retries) -> None:

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from signal import SIGKILL
 
-from fastlane_grpc.backend import BackendDown, BackendRefuses, CannotRun, Container, Handle, NotRunning
+from fastlane_grpc.backend import BackendDown, BackendRefuses, CannotRun, Container, Handle, Interruption, NotRunning
 from fastlane_grpc.capture.capture import ContainerEnd
 from fastlane_grpc.capture.handoff import CommandStatus, Delivery
 from fastlane_grpc.capture.recorder import CANNOT_STORE_CODE, RecorderCapture
@@ -51,6 +51,9 @@ from fastlane_grpc.secrets import NamedSecrets
 # Pause before the container is inspected for an end that the engine should have reported by now.
 LOOK_SECONDS = 10.0
 MOST_LOOKS = 4
+# Pauses between two looks whether the output of an ended container has arrived; after the second time also whether it
+# still may.
+FIRST_DELIVERY_SECONDS, DELIVERY_LOOK_SECONDS = 0.02, 5.0
 # Resources that only the start needed are released as soon as possible. The pauses between two tries grow.
 RELEASE_SECONDS, LONGEST_RELEASE_SECONDS = 0.1, 5.0
 # Pause before a record is read again that could not be read, as a disk or a table of the kernel fails or is full.
@@ -411,7 +414,7 @@ class Lifecycle(Closing):
     def _send_by_engine(self, name: str, number: str) -> None:
         assert self._stopping is not None
         try:
-            self.backend.signal(self.container, number)
+            self.backend.signal(self.container, number, grace_seconds=self._stopping.grace_seconds(boottime()))
         except BackendDown as error:
             # The engine may only hang. If it is gone, EngineGone follows.
             self.log.warning("a signal was not sent", signal=name, error=str(error))
@@ -504,12 +507,13 @@ class Lifecycle(Closing):
     def _finish_after_run(self, died: Died | None) -> None:
         """Finish an execution whose container ran: find its final state, and commit it."""
         container = self._look(died)
-        command_status, exit_code = (
-            self.capture.revoke(),
-            container.exit_code if container and container.ended else None,
-        )
+        exit_code = container.exit_code if container and container.ended else None
+        # Of a container that is gone, the event of its end tells.
+        told_by = container or died
+        interruption = told_by.interruption if told_by else None
+        command_status = self.capture.revoke()
         if command_status is CommandStatus.NEVER_RAN:
-            self.finish_as(not_begun(container.exit_code if container else None, self._stopping))
+            self.finish_as(not_begun(exit_code, self._stopping, interruption))
             return
         if command_status is CommandStatus.UNKNOWN:
             self.finish_as(record_deleted(exit_code))
@@ -518,13 +522,44 @@ class Lifecycle(Closing):
         event_code = died.exit_code if died else None
         # For a container that somebody restarted the engine reports exit code 0.
         exit_code = container.exit_code if container and container.ended else event_code
+        self._wait_for_delivery()
         missing = self.capture.drain(ContainerEnd(_end_time(container, died), witnessed, exit_code))
         self.reached(Step.DRAINED)
-        self._commit_end(self._final_state(container, exit_code), missing)
+        self._commit_end(self._final_state(container, exit_code, interruption), missing)
 
-    def _final_state(self, container: Container | None, exit_code: int | None) -> FinalState:
+    def _wait_for_delivery(self) -> None:
+        """Wait while output of the ended container is on its way from its node, if that takes hours.
+
+        Raises BackendDown and LeftToNextServer.
+        """
+        pause, look_at = FIRST_DELIVERY_SECONDS, boottime() + DELIVERY_LOOK_SECONDS
+        waits = False
+        while not self.capture.delivered:
+            self.receive(pause)
+            pause = min(2 * pause, 1.0)
+            if boottime() < look_at:
+                continue
+            look_at = boottime() + DELIVERY_LOOK_SECONDS
+            if not self._is_delivering():
+                return
+            if not waits:
+                self.log_line("the container has ended; waiting for the rest of its output from its node")
+            waits = True
+
+    def _is_delivering(self) -> bool:
+        try:
+            container = self.backend.inspect(self.container)
+        except (BackendDown, BackendRefuses) as error:
+            # EngineGone follows if the backend is gone.
+            self.log.warning("container not inspected; looking again", error=str(error))
+            return True
+        return container is not None and container.delivering
+
+    def _final_state(
+        self, container: Container | None, exit_code: int | None, interruption: Interruption | None
+    ) -> FinalState:
         witness = self.capture.trailer()
-        final_state = self._final_state_at_end(container, exit_code, witness)
+        final_state = self._final_state_at_end(container, exit_code, witness, interruption)
         error = format_error(witness, container, final_state.outcome.exit_code, self.directory / "log")
         if error and final_state.state is State.FAILED:
             # Asked only now, as the kernel may have an emulator for a foreign image.
@@ -533,7 +568,11 @@ class Lifecycle(Closing):
         return final_state
 
     def _final_state_at_end(
-        self, container: Container | None, exit_code: int | None, witness: Trailer | None
+        self,
+        container: Container | None,
+        exit_code: int | None,
+        witness: Trailer | None,
+        interruption: Interruption | None,
     ) -> FinalState:
         if witness is not None:
             # The trailer of PID 1 says how the command ended, and outweighs what the engine saw or made up.
@@ -544,6 +583,7 @@ class Lifecycle(Closing):
                 self._stopping,
                 timeout=self.timeout,
                 engine_restarted=witness.exit_code in DOUBTFUL_CODES and self._engine_restarted(),
+                interruption=interruption,
             )
         no_more_room = self.capture.name == RecorderCapture.name and exit_code == CANNOT_STORE_CODE
         if no_more_room:
@@ -555,6 +595,7 @@ class Lifecycle(Closing):
             self._stopping,
             timeout=self.timeout,
             engine_restarted=exit_code in DOUBTFUL_CODES and self._engine_restarted(),
+            interruption=interruption,
         )
         return cut_off(final_state) if no_more_room else final_state
 

@@ -49,6 +49,8 @@ def _wait(lifecycle: Lifecycle) -> Container:
     wait = None
     while True:
         container = _look(lifecycle)
+        if container.ended and container.start_time is None:
+            raise _interrupted(container)
         if container.alive or container.ended:
             return container
         if container.start_failure:
@@ -77,6 +79,13 @@ def _look(lifecycle: Lifecycle) -> Container:
     return container
 
 
+def _interrupted(container: Container) -> BackendRefuses:
+    """Return the refusal of a container that the backend ended before it began, as far as the backend knows."""
+    why = container.interruption.text if container.interruption else "the cluster does not say why"
+    text = f"the cluster ended it before it began: {why}"
+    return BackendRefuses(Diagnosis(text, text, text, RefusalKind.CUT_OFF), about_host=True)
+
+
 def _check(failure: Diagnosis, *, is_late: bool) -> None:
     """Raise BackendRefuses if the container is not started for good, or was not started for too long."""
     if failure.refusal is RefusalKind.FINAL or is_late:
@@ -91,5 +100,5 @@ def _report(lifecycle: Lifecycle, wait: StartWait | None, before: StartWait | No
         lifecycle.log_line(f"node {wait.node} does not start it for now, and tries again: {wait.text}")
     needs_node = wait.text and not wait.node
     detail = f"the cluster has no node for it: {wait.text}"
-    lifecycle.report_waiting(Waiting(WaitReason.NO_FREE_SLOT, detail, utc_now()) if needs_node else None)
+    lifecycle.report_waiting(Waiting(WaitReason.UNSCHEDULABLE, detail, utc_now()) if needs_node else None)
     return wait

@@ -44,6 +44,10 @@ class Stopping:
         """The time at which the next signal is due, if nothing happens until then."""
         return max(self.again_at, self.kill_at if self.sent else 0.0)
 
+    def grace_seconds(self, now: float) -> float:
+        """Return the time until the kill."""
+        return max(0.0, self.kill_at - now)
+
     def did_send(self, name: str, now: float) -> "Stopping":
         return replace(self, sent=name, again_at=now + KILL_AGAIN_SECONDS if name == KILL else self.again_at)
 

@@ -3,12 +3,12 @@
 import json
 from typing import Any
 
-from fastlane_grpc.backend import BackendDown, BackendRefuses, Diagnosis, RefusalKind
+from fastlane_grpc.backend import BackendDown, BackendRefuses, Diagnosis, NoCapacity, RefusalKind
 from fastlane_grpc.text.sanitize import printable
 
 # A server that answers this cannot do its work now. A request to write may have been carried out.
 _DOWN = frozenset({500, 502, 503, 504})
-_UNKNOWN_CALLER, _FORBIDDEN, _TOO_MANY = 401, 403, 429
+_UNKNOWN_CALLER, _FORBIDDEN, _NOT_FOUND, _TOO_MANY = 401, 403, 404, 429
 
 
 class ClusterRefuses(BackendRefuses):
@@ -16,7 +16,7 @@ class ClusterRefuses(BackendRefuses):
 
     def __init__(self, status: int, message: str) -> None:
         # The quota of the namespace and the server's own limits pass. What a role forbids, it forbids to all jobs.
-        passes = status == _TOO_MANY or "exceeded quota" in message
+        passes = status == _TOO_MANY or isinstance(self, NoCapacity)
         kind = RefusalKind.PASSING if passes else RefusalKind.FINAL
         super().__init__(
             Diagnosis(message, message, _advice(status, message), kind),
@@ -26,11 +26,23 @@ class ClusterRefuses(BackendRefuses):
         self.message = message
 
 
+class NamespaceFull(ClusterRefuses, NoCapacity):
+    """`create`: the quota of the namespace is used up, or there is no such namespace any more."""
+
+
 def refusal_of(status: int, body: str | bytes | None) -> BackendDown | ClusterRefuses:
     """Return what an answer of the API server means that is not a success."""
     message = _message(status, body)
-    return (
-        BackendDown(f"the API server fails for now: {message}") if status in _DOWN else ClusterRefuses(status, message)
+    if status in _DOWN:
+        return BackendDown(f"the API server fails for now: {message}")
+    no_capacity = "exceeded quota" in message or _no_namespace(status, message)
+    return NamespaceFull(status, message) if no_capacity else ClusterRefuses(status, message)
+
+
+def _no_namespace(status: int, message: str) -> bool:
+    """Whether the namespace is gone, or is being deleted."""
+    return (status == _NOT_FOUND and message.startswith("namespaces ")) or (
+        status == _FORBIDDEN and message.endswith("because it is being terminated")
     )
 
 
@@ -47,6 +59,8 @@ def _message(status: int, body: str | bytes | None) -> str:
 def _advice(status: int, message: str) -> str:
     if "exceeded quota" in message:
         return f"the quota of the namespace is used up. The API server says: {message}"
+    if _no_namespace(status, message):
+        return f"the namespace is gone: make it again, or give the host another one. The API server says: {message}"
     if status == _UNKNOWN_CALLER:
         return f"the API server does not take these credentials: look at the kubeconfig. It says: {message}"
     if status == _FORBIDDEN:

@@ -4,6 +4,7 @@ The pod of an execution has the execution's name, so a create that is sent twice
 scheduling gate, and `start` removes the gate: until then no node has the pod, and nothing of it runs.
 """
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import BinaryIO
 
@@ -148,17 +149,20 @@ class KubernetesBackend:
             raise CannotRun(Reason.REFUSED_BY_ENGINE, detail)
         return container_of(pod)
 
-    def signal(self, handle: Handle, signal: str, *, answer_seconds: float | None = None) -> None:
+    def signal(
+        self, handle: Handle, signal: str, *, grace_seconds: float = 0, answer_seconds: float | None = None
+    ) -> None:
         """Delete the pod, as there is no call for a signal: the node sends SIGTERM, and SIGKILL after the grace.
 
-        SIGKILL deletes it with the shortest grace that waits for the node. Raises BackendRefuses for other signals.
+        A node that was told does not take a shorter grace any more. SIGKILL deletes the pod with the shortest grace
+        that waits for the node. Raises BackendRefuses for other signals.
         """
         if signal not in {"SIGTERM", "SIGKILL"}:
             message = f"Kubernetes sends SIGTERM and SIGKILL, and not {signal}"
             raise ClusterRefuses(400, message)
         pod = PodHandle.unpacked(handle.text)
-        grace_seconds = _AT_ONCE_SECONDS if signal == "SIGKILL" else None
-        if not self._api.delete(pod.name, grace_seconds=grace_seconds, uid=pod.uid):
+        whole_seconds = _AT_ONCE_SECONDS if signal == "SIGKILL" else max(_AT_ONCE_SECONDS, math.ceil(grace_seconds))
+        if not self._api.delete(pod.name, grace_seconds=whole_seconds, uid=pod.uid):
             message = f"there is no pod {pod.name} any more"
             raise NotRunning(Diagnosis(message, message, message, RefusalKind.FINAL))
 

@@ -10,7 +10,14 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from fastlane_grpc.backend import BackendDown, BackendEvent, Container, ContainerEvent, UnreadableEvent
+from fastlane_grpc.backend import (
+    BackendDown,
+    BackendEvent,
+    Container,
+    ContainerEvent,
+    Interruption,
+    UnreadableEvent,
+)
 from fastlane_grpc.kubernetes.api_errors import ClusterRefuses
 from fastlane_grpc.kubernetes.cluster_api import ClusterApi, Watch
 from fastlane_grpc.kubernetes.pod_body import INSTANCE_LABEL
@@ -33,6 +40,7 @@ class _Seen:
     ended: bool = False
     # Why it was not started when it was last seen.
     wait: str = ""
+    interruption: Interruption | None = None
 
 
 class PodEvents:
@@ -134,19 +142,22 @@ class PodEvents:
         started = container.start_time is not None
         # A container that is not started, for good or for now, is an event too: somebody has to look why.
         wait = _why_not_started(container)
-        self._seen[uid] = _Seen(before.execution_id, before.started or started, before.ended or container.ended, wait)
+        self._seen[uid] = _Seen(
+            *(before.execution_id, before.started or started, before.ended or container.ended),
+            wait,
+            container.interruption,
+        )
         if not before.started and (started or wait not in {"", before.wait}):
             yield ContainerEvent(before.execution_id, uid, False, None, _nanoseconds(container.start_time))
         if container.ended and not before.ended:
-            # A pod that was evicted may have ended without an exit status.
-            code = container.exit_code if container.end_time else None
-            yield ContainerEvent(before.execution_id, uid, True, code, _nanoseconds(container.end_time))
+            time = _nanoseconds(container.end_time)
+            yield ContainerEvent(before.execution_id, uid, True, container.exit_code, time, container.interruption)
 
     def _deleted(self, uid: str) -> Iterator[BackendEvent]:
         """Yield the end of a pod that is gone, unless its end was seen."""
         seen = self._seen.pop(uid, None)
         if seen is not None and not seen.ended:
-            yield ContainerEvent(seen.execution_id, uid, True, None, _nanoseconds(None))
+            yield ContainerEvent(seen.execution_id, uid, True, None, _nanoseconds(None), seen.interruption)
 
 
 def _why_not_started(container: Container) -> str:

@@ -7,7 +7,16 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from fastlane_grpc.backend import Container, Diagnosis, Handle, RefusalKind, StartWait
+from fastlane_grpc.backend import (
+    Container,
+    Diagnosis,
+    Handle,
+    Interruption,
+    InterruptionCause,
+    RefusalKind,
+    StartWait,
+)
+from fastlane_grpc.capture.relayed import RELAY_CONTAINER
 from fastlane_grpc.kubernetes.pod_body import EXECUTION_LABEL, JOB_CONTAINER
 from fastlane_grpc.model import Reason
 from fastlane_grpc.text.sanitize import printable
@@ -37,6 +46,10 @@ _NOT_FOUND = re.compile("executable file not found|no such file or directory|not
 _NOT_EXECUTABLE = re.compile("permission denied|is a directory|exec format error", re.IGNORECASE)
 
 _ENDED_PHASES = frozenset({"Succeeded", "Failed"})
+# The node has no trace of the container any more. The exit status that it then reports is made up.
+_NO_TRACE = "ContainerStatusUnknown"
+# By whom a pod is deleted whose node does not answer, or is removed.
+_FOR_ITS_NODE = frozenset({"DeletionByTaintManager", "DeletionByPodGC"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,18 +82,21 @@ def container_of(pod: Mapping[str, Any]) -> Container:
 
     A pod whose node is lost stays as it was last seen. A pod that was evicted has ended, maybe without an exit status.
     """
-    state = _job_state(pod)
+    state = _state(pod, "containerStatuses", JOB_CONTAINER)
     running, ended = state.get("running"), state.get("terminated")
     start_failure = _start_failure(state)
     times: Mapping[str, Any] = running or ended or {}
     never_began = start_failure is not None
-    over = pod.get("status", {}).get("phase") in _ENDED_PHASES or ended is not None
+    # Some versions of Kubernetes tell the phase when the node begins to end the pod, and its containers still run.
+    over = ended is not None or (running is None and pod.get("status", {}).get("phase") in _ENDED_PHASES)
     waits = not running and not over and not pod.get("spec", {}).get("schedulingGates")
+    known = ended is not None and ended.get("reason") != _NO_TRACE
+    sidecar = _state(pod, "initContainerStatuses", RELAY_CONTAINER)
     return Container(
         handle=handle_of(pod).packed(),
         alive=running is not None,
         ended=over and not never_began,
-        exit_code=int(ended["exitCode"]) if ended else 0,
+        exit_code=int(ended["exitCode"]) if ended and known else None,
         start_failure=start_failure,
         out_of_memory=bool(ended and ended.get("reason") == "OOMKilled"),
         stop_signal="",
@@ -88,7 +104,32 @@ def container_of(pod: Mapping[str, Any]) -> Container:
         end_time=_time(ended.get("finishedAt")) if ended else None,
         program=_program(_job(pod)),
         start_wait=_start_wait(pod, start_failure) if waits else None,
+        interruption=_interruption(pod),
+        delivering="running" in sidecar,
     )
+
+
+def _interruption(pod: Mapping[str, Any]) -> Interruption | None:
+    """Return why the cluster ends the pod, or has ended it; None if it does not."""
+    status = pod.get("status", {})
+    why = status.get("reason")
+    words = printable(str(status.get("message") or ""))
+    if why == "DeadlineExceeded":
+        return Interruption(InterruptionCause.DEADLINE, words)
+    conditions = status.get("conditions") or ()
+    disruption = next(
+        (each for each in conditions if each.get("type") == "DisruptionTarget" and each.get("status") == "True"), None
+    )
+    if disruption is not None:
+        for_node = disruption.get("reason") in _FOR_ITS_NODE
+        said = words or printable(str(disruption.get("message") or ""))
+        text = ": ".join(filter(None, (printable(str(disruption.get("reason") or why or "")), said)))
+        return Interruption(InterruptionCause.NODE_LOST if for_node else InterruptionCause.EVICTED, text)
+    if why:
+        return Interruption(InterruptionCause.EVICTED, ": ".join(filter(None, (printable(str(why)), words))))
+    if pod["metadata"].get("deletionTimestamp"):
+        return Interruption(InterruptionCause.EVICTED, "somebody deleted the pod")
+    return None
 
 
 def _start_wait(pod: Mapping[str, Any], start_failure: Diagnosis | None) -> StartWait:
@@ -153,9 +194,9 @@ def _program(job: Mapping[str, Any]) -> str | None:
     return next(iter(words[words.index("--") + 1 :] if under_recorder else words), None)
 
 
-def _job_state(pod: Mapping[str, Any]) -> Mapping[str, Any]:
-    statuses = pod.get("status", {}).get("containerStatuses") or ()
-    status: Mapping[str, Any] = next((each for each in statuses if each.get("name") == JOB_CONTAINER), {})
+def _state(pod: Mapping[str, Any], kind: str, name: str) -> Mapping[str, Any]:
+    statuses = pod.get("status", {}).get(kind) or ()
+    status: Mapping[str, Any] = next((each for each in statuses if each.get("name") == name), {})
     return status.get("state") or {}
 
 

@@ -54,6 +54,9 @@ class RelayServer:
             options=[
                 ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
                 ("grpc.keepalive_permit_without_calls", 1),
+                # The connection of a node that is gone for good would stay open.
+                ("grpc.keepalive_time_ms", 30_000),
+                ("grpc.keepalive_timeout_ms", 20_000),
                 ("grpc.http2.min_ping_interval_without_data_ms", 5000),
                 # Two servers on one port would share the relays.
                 ("grpc.so_reuseport", 0),

@@ -99,7 +99,7 @@ class _StateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_State.ValueType
     container ran.
     """
     STATE_LOST: _State.ValueType  # 11
-    """Final: unknown how the execution ended, or whether its container started. See `outcome.reason`."""
+    """Final: unknown how the execution ended, or would have ended, or whether its container started. See `outcome.reason`."""
 
 class State(_State, metaclass=_StateEnumTypeWrapper):
     """--------------------------------------------------------------------------------------------------------------- enums
@@ -135,7 +135,7 @@ STATE_EXPIRED: State.ValueType  # 10
 container ran.
 """
 STATE_LOST: State.ValueType  # 11
-"""Final: unknown how the execution ended, or whether its container started. See `outcome.reason`."""
+"""Final: unknown how the execution ended, or would have ended, or whether its container started. See `outcome.reason`."""
 Global___State: _TypeAlias = State  # noqa: Y015
 
 class _Reason:
@@ -180,6 +180,12 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     """
     REASON_SECRET_UNAVAILABLE: _Reason.ValueType  # 16
     """A secret of the job could not be read or used, or the host has no recorder, which masks secrets in the log."""
+    REASON_EVICTED: _Reason.ValueType  # 17
+    """The cluster ended the container before its command was done: its pod was evicted, preempted, drained or deleted by
+    somebody. `exit_code` is then how the command answered.
+    """
+    REASON_NODE_LOST: _Reason.ValueType  # 18
+    """The node of the cluster is gone, with the container on it. Nobody knows how it ended."""
 
 class Reason(_Reason, metaclass=_ReasonEnumTypeWrapper):
     """How a container ended, or why it was not started. Refines the state and never contradicts it."""
@@ -220,6 +226,12 @@ has a standard input, and the host has no recorder, which hands it over.
 """
 REASON_SECRET_UNAVAILABLE: Reason.ValueType  # 16
 """A secret of the job could not be read or used, or the host has no recorder, which masks secrets in the log."""
+REASON_EVICTED: Reason.ValueType  # 17
+"""The cluster ended the container before its command was done: its pod was evicted, preempted, drained or deleted by
+somebody. `exit_code` is then how the command answered.
+"""
+REASON_NODE_LOST: Reason.ValueType  # 18
+"""The node of the cluster is gone, with the container on it. Nobody knows how it ended."""
 Global___Reason: _TypeAlias = Reason  # noqa: Y015
 
 class _WaitReason:
@@ -258,6 +270,10 @@ class _WaitReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_WaitReason
     """Another job holds the unique key; this job takes its place once that job is final."""
     WAIT_REASON_NO_POOL: _WaitReason.ValueType  # 12
     """The configured pools give this task no host."""
+    WAIT_REASON_UNSCHEDULABLE: _WaitReason.ValueType  # 13
+    """The execution has a slot of a host that is a cluster, and the cluster does not take it for now: no node fits, or the
+    quota of the namespace is used up. `detail` has the cluster's words.
+    """
 
 class WaitReason(_WaitReason, metaclass=_WaitReasonEnumTypeWrapper):
     """What an execution waits for."""
@@ -292,6 +308,10 @@ WAIT_REASON_UNIQUE_KEY: WaitReason.ValueType  # 11
 """Another job holds the unique key; this job takes its place once that job is final."""
 WAIT_REASON_NO_POOL: WaitReason.ValueType  # 12
 """The configured pools give this task no host."""
+WAIT_REASON_UNSCHEDULABLE: WaitReason.ValueType  # 13
+"""The execution has a slot of a host that is a cluster, and the cluster does not take it for now: no node fits, or the
+quota of the namespace is used up. `detail` has the cluster's words.
+"""
 Global___WaitReason: _TypeAlias = WaitReason  # noqa: Y015
 
 class _Source:

@@ -75,6 +75,34 @@ def wait_until(true: Callable[[], bool], what: str, *, seconds: float = SECONDS)
         time.sleep(0.05)
 
 
+def processes_with(*words: str) -> Sequence[int]:
+    """Return the ids of the processes of this machine whose command has all these words, in this order."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            command = (path / "cmdline").read_bytes().decode(errors="replace").split("\0")
+            if [word for word in command if word in words][: len(words)] == [*words]:
+                found.append(int(path.name))
+    return found
+
+
+def recorders(execution_id: str) -> Sequence[int]:
+    """Return the recorder of an execution, if it runs."""
+    return processes_with("/.fastlane/bin/recorder", "--execution", execution_id)
+
+
+def kill_recorder(execution_id: str) -> None:
+    """Kill the recorder of an execution with -9, and with it all processes of the container."""
+    (process,) = recorders(execution_id)
+    os.kill(process, signal.SIGKILL)
+
+
+def kill_relay(execution_id: str) -> None:
+    """Kill the relay of an execution with -9."""
+    (process,) = processes_with("/relay", "--execution", execution_id)
+    os.kill(process, signal.SIGKILL)
+
+
 def tail(log: Path, lines: int = 5) -> str:
     """Return the last lines of a log."""
     return "\n".join(log.read_text(errors="replace").splitlines()[-lines:]) if log.exists() else ""

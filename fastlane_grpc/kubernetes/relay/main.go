@@ -31,6 +31,7 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
@@ -132,6 +133,11 @@ func connect(given options) (*grpc.ClientConn, error) {
 	return grpc.NewClient(
 		"passthrough:///"+given.server,
 		grpc.WithTransportCredentials(security),
+		// By default the pauses of gRPC grow to two minutes, in which a server that is back would wait for the output.
+		grpc.WithConnectParams(grpc.ConnectParams{
+			Backoff:           backoff.Config{BaseDelay: firstPause, Multiplier: 2, Jitter: 0.2, MaxDelay: longestPause},
+			MinConnectTimeout: longestPause,
+		}),
 		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 10 * time.Second, Timeout: 10 * time.Second}),
 		grpc.WithDefaultCallOptions(grpc.ForceCodec(rawCodec{})),
 	)

@@ -1,0 +1,179 @@
+"""Ends that a cluster puts to executions, and what keeps it from taking them: typed, with all output that there is."""
+
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from fastlane_grpc.capture import relayed
+from fastlane_grpc.execution import lifecycle
+from fastlane_grpc.model import Cause, Limits, Reason, Source, State, WaitReason, utc_now
+from fastlane_grpc.runner import LeaveCommand
+from tests.cluster.processes import kill_recorder, wait_until
+from tests.cluster.relayed import FLOOD, RelayedHarness, lines, outcome
+from tests.engine import Going
+
+if TYPE_CHECKING:
+    from tests.cluster.running import Cluster
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(180)]
+
+# Prints a line, and runs until it is told to end.
+FIRST = "echo first; exec sleep 1000"
+DEAF = "trap '' TERM; echo first; while :; do sleep 0.1; done"
+BOTH_SOURCES = {(source, None, Cause.ENGINE) for source in (Source.STDOUT, Source.STDERR)}
+
+
+@pytest.fixture
+def harness(tmp_path: Path, own_cluster: "Cluster", namespace: str) -> Iterator[RelayedHarness]:
+    harness = RelayedHarness(tmp_path, own_cluster, namespace)
+    yield harness
+    harness.close()
+
+
+def printed(harness: RelayedHarness, going: Going) -> tuple[bytes, set[tuple[Source, int | None, Cause]]]:
+    """Return what arrived of stdout, and the gaps."""
+    output = harness.output(going.id)
+    return output.stdout, {(gap.source, gap.missing_bytes, gap.cause) for gap in output.gaps}
+
+
+def test_a_pod_that_is_evicted_is_lost_for_that_reason_with_all_its_output(harness: RelayedHarness) -> None:
+    evicted, forced = harness.go_script(FIRST), harness.go_script(FIRST)
+    for going in (evicted, forced):
+        harness.wait_for_output(going.id, b"first")
+    api = harness.cluster.api()
+    name = f"fastlane-{evicted.id}"
+    eviction = {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": name}}
+    api.create_namespaced_pod_eviction(name, harness.namespace, eviction)
+    api.delete_namespaced_pod(f"fastlane-{forced.id}", harness.namespace, grace_period_seconds=0)
+    execution = evicted.result()
+    assert (execution.state, outcome(execution).reason) == (State.LOST, Reason.EVICTED)
+    assert outcome(execution).exit_code == 143
+    assert "EvictionByEvictionAPI" in outcome(execution).detail
+    assert printed(harness, evicted) == (b"first\n", set())
+    execution = forced.result()
+    assert (execution.state, outcome(execution).reason) == (State.LOST, Reason.EVICTED)
+    assert "somebody deleted the pod" in outcome(execution).detail
+    assert printed(harness, forced)[0] == b"first\n"
+    assert harness.pods_are_gone()
+
+
+def test_a_quota_that_is_used_up_is_waited_for(harness: RelayedHarness) -> None:
+    api = harness.cluster.api()
+    quota = {"metadata": {"name": "none"}, "spec": {"hard": {"pods": "0"}}}
+    api.create_namespaced_resource_quota(harness.namespace, quota)
+    wait_until(
+        lambda: bool(api.read_namespaced_resource_quota("none", harness.namespace).status.hard), "the quota holds"
+    )
+    going = harness.go_script("exit 3")
+    expires = harness.go_script("exit 3", expire_time=utc_now() + timedelta(seconds=2))
+    wait_until(lambda: going.mailbox.waiting is not None, "it waits")
+    waiting = going.mailbox.waiting
+    assert waiting
+    assert waiting.reason is WaitReason.UNSCHEDULABLE
+    assert "the quota of the namespace is used up" in waiting.detail
+    assert expires.result().state is State.EXPIRED
+    api.delete_namespaced_resource_quota("none", harness.namespace)
+    execution = going.result()
+    assert (execution.state, outcome(execution).exit_code) == (State.FAILED, 3)
+
+
+def test_a_namespace_that_is_deleted_is_waited_for_and_its_pods_are_lost(
+    harness: RelayedHarness, own_cluster: "Cluster"
+) -> None:
+    api, kept = own_cluster.api(), harness.namespace
+    harness.namespace = own_cluster.make_namespace()
+    harness.reopen()
+    ran = harness.go_script(FIRST)
+    harness.wait_for_output(ran.id, b"first")
+    api.delete_namespace(harness.namespace)
+    execution = ran.result()
+    assert (execution.state, outcome(execution).reason) == (State.LOST, Reason.EVICTED)
+    assert printed(harness, ran) == (b"first\n", set())
+    going = harness.go_script("exit 3")
+    wait_until(lambda: going.mailbox.waiting is not None, "it waits")
+    waiting = going.mailbox.waiting
+    assert waiting
+    assert waiting.reason is WaitReason.UNSCHEDULABLE
+    assert "the namespace is gone: make it again" in waiting.detail
+    going.mailbox.put(LeaveCommand())
+    assert going.failure()
+    harness.namespace = kept
+    harness.reopen()
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that gives up the silent relay of a pod that is gone at once."""
+    monkeypatch.setattr(lifecycle, "DELIVERY_LOOK_SECONDS", 0.1)
+    monkeypatch.setattr(relayed, "SILENCE_SECONDS", 0.1)
+
+
+@pytest.mark.usefixtures("impatient")
+def test_output_that_comes_long_after_the_end_of_a_job_is_waited_for(harness: RelayedHarness) -> None:
+    going = harness.go_script(FLOOD.format(lines=200_000) + "; exit 4")
+    harness.wait_for_output(going.id)
+    going.mailbox.put(LeaveCommand())
+    assert going.failure()
+    harness.serves = False
+    harness.close_floors()
+    harness.wait_for_end_of_job(going)
+    harness.open()
+    going = harness.adopt(going.id)
+    harness.wait_for_system(going.id, "waiting for the rest of its output")
+    harness.serve()
+    execution = going.result()
+    assert (execution.state, outcome(execution).exit_code) == (State.FAILED, 4)
+    assert printed(harness, going) == (lines(200_000), set())
+
+
+def test_a_timeout_ends_pods_that_listen_and_pods_that_do_not(harness: RelayedHarness) -> None:
+    polite = harness.go_script(
+        "trap 'echo bye; exit 7' TERM; echo first; while :; do sleep 0.1; done", timeout=timedelta(seconds=3)
+    )
+    deaf = harness.go_script(DEAF, timeout=timedelta(seconds=3), stop_grace=timedelta(seconds=1))
+    ends = {going: going.result() for going in (polite, deaf)}
+    assert [ends[going].state for going in (polite, deaf)] == [State.TIMED_OUT] * 2
+    assert outcome(ends[polite]).exit_code == 7
+    assert printed(harness, polite) == (b"first\nbye\n", set())
+    assert printed(harness, deaf) == (b"first\n", BOTH_SOURCES)
+    assert harness.pods_are_gone()
+
+
+def test_a_job_times_out_though_no_server_is_there(harness: RelayedHarness) -> None:
+    going = harness.go_script(FIRST, timeout=timedelta(minutes=1))
+    harness.wait_for_output(going.id, b"first")
+    going.mailbox.put(LeaveCommand())
+    assert going.failure()
+    harness.close_floors()
+    # The net that the pod has is the job's timeout and more than ten minutes.
+    assert harness.pod(going).spec.active_deadline_seconds > 600
+    harness.cluster.api().patch_namespaced_pod(
+        f"fastlane-{going.id}", harness.namespace, {"spec": {"activeDeadlineSeconds": 1}}
+    )
+    wait_until(lambda: harness.has_ended_on_node(going), "the job has ended")
+    harness.open()
+    going = harness.adopt(going.id)
+    execution = going.result()
+    assert (execution.state, outcome(execution).exit_code) == (State.TIMED_OUT, 143)
+    assert printed(harness, going) == (b"first\n", set())
+
+
+def test_a_job_that_takes_too_much_memory_has_that_reason(harness: RelayedHarness) -> None:
+    going = harness.go_script("echo first; tail /dev/zero", limits=Limits(memory_bytes=32 << 20))
+    execution = going.result()
+    assert (execution.state, outcome(execution).reason) == (State.FAILED, Reason.OUT_OF_MEMORY)
+    assert printed(harness, going) == (b"first\n", set())
+
+
+def test_a_container_killed_with_its_recorder_keeps_what_was_stored_and_a_gap(harness: RelayedHarness) -> None:
+    going = harness.go_script(FIRST)
+    harness.wait_for_output(going.id, b"first")
+    kill_recorder(going.id)
+    execution = going.result()
+    assert (execution.state, outcome(execution).reason) == (State.FAILED, Reason.EXIT_CODE)
+    assert outcome(execution).exit_code == 137
+    assert printed(harness, going) == (b"first\n", BOTH_SOURCES)
+    assert harness.pods_are_gone()
