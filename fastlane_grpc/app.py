@@ -10,20 +10,26 @@ from contextlib import AsyncExitStack, suppress
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 import structlog
 import uvloop
 
 from fastlane_grpc.api import Inputs, OutputReader, Receivers, Service, payload
+from fastlane_grpc.backend import BackendDown
 from fastlane_grpc.backoff import Backoff
 from fastlane_grpc.call_log import CallLog
-from fastlane_grpc.config import HostSettings, Settings
+from fastlane_grpc.capture.capture import Capture
+from fastlane_grpc.capture.relay_tokens import RelayTokens
+from fastlane_grpc.capture.relayed import RelayedCapture, RelayedCaptures, RelayKit
+from fastlane_grpc.capture.relayed_record import pod_number
+from fastlane_grpc.config import AnyHostSettings, HostSettings, KubernetesHostSettings, Settings
 from fastlane_grpc.counts import CallCounts, Counts
 from fastlane_grpc.debugging import DebugDump, RecentLines, block_signals
 from fastlane_grpc.dispatcher import LONGEST_SLEEP_SECONDS, Dispatcher
 from fastlane_grpc.docker import CaptureChoice, DockerBackend, DockerCaptures, Engine, capture_without_engine
-from fastlane_grpc.errors import CannotServe, ServerFailed, StoreFailed
+from fastlane_grpc.errors import CannotServe, ExecutionNotFound, ServerFailed, StoreFailed
 from fastlane_grpc.execution import BackendRunner, Host, RemovedHostRunner, Step, Sweeper, UsageSampler, callers_trace
 from fastlane_grpc.health_socket import open_health_socket
 from fastlane_grpc.http.limits import HttpLimits
@@ -35,13 +41,21 @@ from fastlane_grpc.machine.open_files import OpenFiles, raise_limit
 from fastlane_grpc.model import Execution, utc_now
 from fastlane_grpc.notifications import LogEnd, MailSender, Notifier, SigningKeys, SmtpServer, WebhookSender
 from fastlane_grpc.retention import Retention, RetentionLimits
+from fastlane_grpc.rpc.relay import RelayServer
 from fastlane_grpc.rpc.server import RpcServer
 from fastlane_grpc.secrets import NamedSecrets
 from fastlane_grpc.slots import HostSlots
 from fastlane_grpc.store import Quota, Rules, Store, StoreHealth
 from fastlane_grpc.supervisor import Supervisor
 from fastlane_grpc.tracing import ADVICE, Tracing
-from fastlane_grpc.trust import Access, CertificateFiles, Certificates, TokenFile, TokensUnusable
+from fastlane_grpc.trust import (
+    Access,
+    CertificateFiles,
+    Certificates,
+    TokenFile,
+    TokensUnusable,
+    read_authorities,
+)
 from fastlane_grpc.wakeup import Wakeup
 from fastlane_grpc.watch import WatchHub
 
@@ -127,6 +141,8 @@ class Server:
     call_log: CallLog | None = None
     # None: no traces are exported.
     tracing: Tracing | None = None
+    # The tokens of relays; None: no host is a cluster.
+    relay_tokens: RelayTokens | None = None
 
     def __init__(
         self,
@@ -149,9 +165,8 @@ class Server:
         self.supervisor = Supervisor(self._down)
         # Called in order, on the loop, with the executions of each commit.
         self.listeners: list[Callable[[Sequence[Execution]], None]] = []
-        self.open_files = OpenFiles.of(
-            raise_limit(), max_running=settings.max_running, listeners=2 if settings.http_listen else 1
-        )
+        listeners = 1 + bool(settings.http_listen) + bool(settings.kubernetes_hosts)
+        self.open_files = OpenFiles.of(raise_limit(), max_running=settings.max_running, listeners=listeners)
         self.store_health = StoreHealth()
         self.counts = Counts()
         self.hosts: Sequence[Host] = ()
@@ -206,6 +221,7 @@ class Server:
         self.open_tails(parts)
         self.open_watches(parts)
         self.open_tracing(parts)
+        await self.open_relays(parts)
         self.open_hosts(parts)
         self.open_dispatcher(parts)
         self.open_sweepers(parts)
@@ -310,11 +326,95 @@ class Server:
         self.listeners.append(self.tracing.on_commit)
         self.run(parts, "traces", self.tracing.run, restart=True)
 
+    async def open_relays(self, parts: AsyncExitStack) -> None:
+        """Receive the output of pods, if a host is a cluster. Closed after the last execution's thread."""
+        settings = self.settings
+        if not settings.kubernetes_hosts:
+            return
+        self.relay_tokens = RelayTokens.kept_in(settings.data_dir)
+        relays = RelayServer(
+            self.relay_tokens,
+            self._relayed_directory,
+            max_log_bytes=settings.max_log_bytes,
+            max_connections=self.open_files.max_connections,
+        )
+        parts.push_async_callback(relays.stop)
+        port = await relays.start(settings.relay_listen, self.certificates)
+        _warn_of_plain_relays(settings, port)
+
+    async def _relayed_directory(self, execution_id: str) -> Path | None:
+        """Return the directory of the record of an execution that has not ended; None: there is no such execution."""
+        try:
+            execution = await self.store.execution(execution_id)
+        except ExecutionNotFound:
+            return None
+        return None if execution.state.final else self.logs.path(execution.id)
+
     def open_hosts(self, parts: AsyncExitStack) -> None:
         """Create the hosts. They listen from `open_sweepers` on, and are closed after the last execution's thread."""
-        settings = self.settings
-        self.hosts = [_host(each, self.store, settings, self.supervisor) for each in settings.hosts]
+        self.hosts = [self._host(each) for each in self.settings.hosts]
         parts.push_async_callback(self._close_hosts)
+
+    def _host(self, configured: AnyHostSettings) -> Host:
+        if isinstance(configured, KubernetesHostSettings):
+            return self._kubernetes_host(configured)
+        return self._docker_host(configured)
+
+    def _docker_host(self, configured: HostSettings) -> Host:
+        settings, instance = self.settings, self.store.instance
+        engine = Engine(configured.engine, certificates=configured.engine_cert_dir)
+        backend = DockerBackend(
+            engine,
+            instance=instance,
+            host=configured.name,
+            default_pids=settings.default_pids,
+            allowed=configured.allowed,
+            registries=settings.registries,
+        )
+        choice = CaptureChoice(
+            configured.capture,
+            settings.data_dir,
+            instance=instance,
+            max_log_bytes=settings.max_log_bytes,
+            seen_as=configured.engine_data_dir,
+            host=configured.name,
+        )
+        return Host(configured.name, backend, DockerCaptures(engine, choice), supervisor=self.supervisor)
+
+    def _kubernetes_host(self, configured: KubernetesHostSettings) -> Host:
+        # Imported here: a server of Docker hosts alone needs none of it.
+        from fastlane_grpc.kubernetes import KubernetesBackend, api_of, pods_of
+
+        assert self.relay_tokens, "opened before the hosts"
+        try:
+            api = api_of(configured)
+        except BackendDown as error:
+            raise CannotServe(f"host {configured.name!r}: {error}") from error
+        kit = RelayKit(
+            configured.kit_image,
+            configured.relay_address,
+            self.relay_tokens,
+            self.settings.max_log_bytes,
+            self._authorities_of_relays(),
+        )
+        backend = KubernetesBackend(
+            api,
+            instance=self.store.instance,
+            host=configured.name,
+            settings=pods_of(configured),
+            registries=self.settings.registries,
+        )
+        return Host(configured.name, backend, RelayedCaptures(kit), supervisor=self.supervisor)
+
+    def _authorities_of_relays(self) -> Callable[[], str]:
+        """Return a function that returns the certificates by which relays know this server; empty: without TLS."""
+        certificates, file = self.certificates, self.settings.relay_ca
+        if certificates is None:
+            return lambda: ""
+        if file is None:
+            return lambda: certificates.current().public
+        authorities = read_authorities("relay_ca", file)
+        return lambda: authorities
 
     def open_dispatcher(self, parts: AsyncExitStack) -> None:
         """Run the dispatcher until the last call was answered. Its containers are left to the next server."""
@@ -336,7 +436,7 @@ class Server:
         gone = RemovedHostRunner(
             self.store,
             self.logs,
-            capture_without_engine,
+            _capture_without_host,
             default_timeout=settings.default_timeout,
             step=self.step,
         )
@@ -677,25 +777,11 @@ def _smtp_server(settings: Settings) -> SmtpServer | None:
     )
 
 
-def _host(configured: HostSettings, store: Store, settings: Settings, supervisor: Supervisor) -> Host:
-    engine = Engine(configured.engine, certificates=configured.engine_cert_dir)
-    backend = DockerBackend(
-        engine,
-        instance=store.instance,
-        host=configured.name,
-        default_pids=settings.default_pids,
-        allowed=configured.allowed,
-        registries=settings.registries,
-    )
-    choice = CaptureChoice(
-        configured.capture,
-        settings.data_dir,
-        instance=store.instance,
-        max_log_bytes=settings.max_log_bytes,
-        seen_as=configured.engine_data_dir,
-        host=configured.name,
-    )
-    return Host(configured.name, backend, DockerCaptures(engine, choice), supervisor=supervisor)
+def _capture_without_host(directory: Path, execution: Execution, log_line: Callable[[str], None]) -> Capture:
+    """Return the capture of an execution on a host that is not configured any more."""
+    if pod_number(directory):
+        return RelayedCapture(directory, execution.id, None)
+    return capture_without_engine(directory, execution, log_line)
 
 
 def _insecurities(settings: Settings) -> str:
@@ -710,12 +796,25 @@ def _insecurities(settings: Settings) -> str:
 
 def check_reach(settings: Settings) -> None:
     """Raise CannotServe where other machines reach a server that is not safe, unless that is wanted."""
+    if settings.insecure:
+        return
     faults = _insecurities(settings)
     for listen in (settings.listen, settings.http_listen):
-        if listen and faults and not settings.insecure and not is_loopback(listen):
+        if listen and faults and not is_loopback(listen):
             raise CannotServe(
                 f"other machines reach {listen}: {faults}; set these, listen on 127.0.0.1, or accept it with --insecure"
             )
+    if settings.kubernetes_hosts and not settings.tls_cert and not is_loopback(settings.relay_listen):
+        raise CannotServe(
+            f"pods would send their output to {settings.relay_listen} in the clear (tls_cert); set tls_cert and "
+            "tls_key, or accept it with --insecure"
+        )
+
+
+def _warn_of_plain_relays(settings: Settings, port: int) -> None:
+    if not settings.tls_cert and not is_loopback(settings.relay_listen):
+        address = f"{settings.relay_listen.rpartition(':')[0]}:{port}"
+        log.warning(f"insecure: pods send their output to {address} in the clear (tls_cert)")
 
 
 def _warn_of_reach(settings: Settings, listen: str, port: int) -> None:
@@ -727,6 +826,9 @@ def _warn_of_duplicates(host: Host, hosts: Sequence[Host]) -> None:
     """Warn of two hosts that are the same engine, which then runs as many containers as both allow.
 
     Not an error: on machines that were copied, different engines have the same id."""
+    if not isinstance(host.backend, DockerBackend):
+        # Two hosts may be one namespace on purpose: their pods have different nodes.
+        return
     for other in hosts:
         if other is not host and host.up and host.engine_id and other.engine_id == host.engine_id:
             log.warning(

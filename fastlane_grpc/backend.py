@@ -9,7 +9,7 @@ from datetime import datetime
 from enum import Enum
 from typing import Any, BinaryIO, Protocol, TypeAlias
 
-from fastlane_grpc.model import Assignment, Execution, Reason, Usage
+from fastlane_grpc.model import Assignment, Execution, HostKind, Reason, Usage
 
 # -- errors
 
@@ -277,6 +277,7 @@ class Backend(Protocol):
     address: str
     starts_at_once: bool
     keeps_images: bool
+    kind: HostKind
 
     # -- images
 

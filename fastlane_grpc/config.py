@@ -14,9 +14,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import Field, dataclass, field, fields
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
-from fastlane_grpc.model import Allowed, CaptureMode, Mail, Notification, State, Webhook
+from fastlane_grpc.model import Allowed, CaptureMode, HostKind, Mail, Notification, State, Webhook
 from fastlane_grpc.networks import Networks
 from fastlane_grpc.pools import Pool, Pools, read_pattern
 from fastlane_grpc.text.receivers import url_fault
@@ -34,6 +34,7 @@ from fastlane_grpc.text.values import (
 
 DEFAULT_HTTP_LISTEN = "127.0.0.1:10000"
 DEFAULT_ENGINE = "unix:///var/run/docker.sock"
+DEFAULT_RELAY_LISTEN = "0.0.0.0:7021"
 
 
 class ConfigError(Exception):
@@ -247,6 +248,71 @@ def read_webhook_timeout(text: str) -> timedelta:
     return timeout
 
 
+def read_namespace(text: str) -> str:
+    if not re.fullmatch(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", text):
+        raise ValueError("must be the name of a namespace, 1 to 63 of a-z, 0-9 and -")
+    return text
+
+
+def read_object_name(text: str) -> str:
+    if not is_object_name(text):
+        raise ValueError("must be the name of an object of Kubernetes, 1 to 253 of a-z, 0-9, - and .")
+    return text
+
+
+def read_object_names(text: str) -> Sequence[str]:
+    names = tuple(name.strip() for name in text.split(",") if name.strip())
+    for name in names:
+        if not is_object_name(name):
+            raise ValueError(f"has {name!r}, which is not the name of an object of Kubernetes: a-z, 0-9, - and .")
+    return names
+
+
+def is_object_name(text: str) -> bool:
+    return re.fullmatch(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?", text) is not None
+
+
+_LABEL_KEY = r"([a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?/)?[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?"
+_LABEL_VALUE = r"([A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?)?"
+_TOLERATION = re.compile(
+    rf"(\*|(?P<key>{_LABEL_KEY})(=(?P<value>{_LABEL_VALUE}))?)(:(?P<effect>NoSchedule|PreferNoSchedule|NoExecute))?"
+)
+
+
+def read_node_selector(text: str) -> Sequence[str]:
+    labels = tuple(label.strip() for label in text.split(",") if label.strip())
+    for label in labels:
+        if not re.fullmatch(f"{_LABEL_KEY}={_LABEL_VALUE}", label):
+            raise ValueError(f"has {label!r}, which is not a label of a node; must be as disk=ssd,example.org/gpu=true")
+    keys = [label.partition("=")[0] for label in labels]
+    if twice := next((key for key in keys if keys.count(key) > 1), None):
+        raise ValueError(f"has the label {twice} twice")
+    return labels
+
+
+def read_tolerations(text: str) -> Sequence[str]:
+    taints = tuple(taint.strip() for taint in text.split(",") if taint.strip())
+    for taint in taints:
+        if not _TOLERATION.fullmatch(taint):
+            raise ValueError(
+                f"has {taint!r}, which is not a taint; must be KEY, KEY=VALUE or *, each with :NoSchedule, "
+                ":PreferNoSchedule, :NoExecute or without, as gpu=true:NoSchedule,spot"
+            )
+    return taints
+
+
+def read_image(text: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9][\w.:/@-]{0,511}", text, re.ASCII):
+        raise ValueError("must be the name of an image, as registry.example.org/fastlane-kit:1")
+    return text
+
+
+def read_text(text: str) -> str:
+    if not text or not text.isprintable():
+        raise ValueError("must be a text of printable characters")
+    return text
+
+
 def read_server_name(text: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9._:-]{1,253}", text):
         raise ValueError("must be the name or the IP address of a server")
@@ -298,6 +364,12 @@ def read_slow_call(text: str) -> timedelta | None:
         return read_duration(text)
     except ValueError as error:
         raise ValueError(f"{error}; or milliseconds, as 500ms; or {OFF}") from None
+
+
+def read_kind(text: str) -> HostKind:
+    if text.lower() not in set(HostKind):
+        raise ValueError(f"must be {' or '.join(HostKind)}")
+    return HostKind(text.lower())
 
 
 def read_auth(text: str) -> str:
@@ -362,6 +434,14 @@ _KINDS: Mapping[Callable[[str], object], str] = {
     read_public: "NAMES",
     read_log_destination: "PATH",
     read_slow_call: "DURATION",
+    read_kind: "KIND",
+    read_namespace: "NAME",
+    read_object_name: "NAME",
+    read_object_names: "NAMES",
+    read_node_selector: "LABELS",
+    read_tolerations: "TAINTS",
+    read_image: "IMAGE",
+    read_text: "NAME",
 }
 
 
@@ -384,15 +464,14 @@ _GPUS = "jobs may use the GPUs of the host"
 _CERTIFICATES = "directory of ca.pem, cert.pem and key.pem; with it an engine at tcp:// is reached by TLS"
 
 
+_HOST_NAME = "name that executions have for the host, 1 to 63 of a-z, 0-9 and -; do not change it"
+
+
 @dataclass(frozen=True, slots=True)
 class HostSettings:
-    """One of several hosts, or the only one, which is called `local`; values are checked."""
+    """One of several Docker engines, or the only one, which is called `local`; values are checked."""
 
-    name: str = setting(
-        _is_missing,
-        read_host_name,
-        "name that executions have for the host, 1 to 63 of a-z, 0-9 and -; do not change it",
-    )
+    name: str = setting(_is_missing, read_host_name, _HOST_NAME)
     engine: str = setting(_is_missing, read_engine, _ADDRESS)
     max_running: int = setting(
         lambda: 4 * (os.cpu_count() or 1),
@@ -410,6 +489,9 @@ class HostSettings:
     allow_volumes: Sequence[str] = setting(tuple, read_engine_names, _VOLUMES)
     allow_devices: Sequence[str] = setting(tuple, read_devices, _DEVICES)
     allow_gpus: bool = setting(lambda: False, read_switch, _GPUS)
+    kind: HostKind = setting(
+        lambda: HostKind.DOCKER, read_kind, "kind of the host: docker, or kubernetes, which has other settings"
+    )
 
     @property
     def allowed(self) -> Allowed:
@@ -419,6 +501,66 @@ class HostSettings:
             devices=frozenset(self.allow_devices),
             gpus=self.allow_gpus,
         )
+
+
+@dataclass(frozen=True, slots=True)
+class KubernetesHostSettings:
+    """A host that is a namespace of a Kubernetes cluster; values are checked."""
+
+    name: str = setting(_is_missing, read_host_name, _HOST_NAME)
+    kind: HostKind = setting(_is_missing, read_kind, "kind of the host: kubernetes")
+    namespace: str = setting(_is_missing, read_namespace, "namespace of the pods")
+    kit_image: str = setting(
+        _is_missing, read_image, "image of the recorder and the relay, which `make kit` builds; the nodes pull it"
+    )
+    relay_address: str = setting(
+        _is_missing, read_address, "address at which pods reach relay_listen of the server, as 10.0.0.5:7021"
+    )
+    kubeconfig: Path | None = setting(
+        lambda: None, read_path, "kubeconfig of the cluster; by default the account of the pod that the server runs in"
+    )
+    context: str = setting(lambda: "", read_text, "context of the kubeconfig; by default its current one")
+    max_running: int = setting(lambda: 100, read_count, "maximum number of pods at the same time")
+    node_selector: Sequence[str] = setting(
+        tuple, read_node_selector, "labels of the nodes that may run pods, separated by commas, as disk=ssd"
+    )
+    tolerations: Sequence[str] = setting(
+        tuple, read_tolerations, "taints of nodes that pods tolerate, separated by commas, as gpu=true:NoSchedule,spot"
+    )
+    service_account: str = setting(
+        lambda: "", read_object_name, "service account of the pods; they get no token of it; by default `default`"
+    )
+    image_pull_secrets: Sequence[str] = setting(
+        tuple, read_object_names, "secrets of the namespace by which nodes pull images, separated by commas"
+    )
+    priority_class: str = setting(lambda: "", read_object_name, "priority class of the pods; by default the cluster's")
+
+    @property
+    def allowed(self) -> Allowed:
+        """Nothing: networks, volumes and devices are those of a Docker engine."""
+        return Allowed()
+
+    @property
+    def node_labels(self) -> Mapping[str, str]:
+        """`node_selector` by the names of the labels."""
+        return {key: value for key, _, value in (label.partition("=") for label in self.node_selector)}
+
+    @property
+    def tolerated_taints(self) -> Sequence[Mapping[str, str]]:
+        """`tolerations` as a description of a pod has them."""
+        return [_toleration(taint) for taint in self.tolerations]
+
+
+def _toleration(taint: str) -> Mapping[str, str]:
+    match = _TOLERATION.fullmatch(taint)
+    assert match, "checked when it was read"
+    key, value, effect = match["key"], match["value"], match["effect"]
+    named = {"key": key} if key else {}
+    compared = {"operator": "Exists"} if value is None else {"operator": "Equal", "value": value}
+    return {**named, **compared, **({"effect": effect} if effect else {})}
+
+
+AnyHostSettings: TypeAlias = HostSettings | KubernetesHostSettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -504,6 +646,16 @@ class Settings:
     tls_key: Path | None = setting(lambda: None, read_path, "file of the key of tls_cert, in PEM, without a passphrase")
     tls_client_ca: Path | None = setting(
         lambda: None, read_path, "file of the authorities of clients, in PEM; with it each client needs a certificate"
+    )
+    relay_listen: str = setting(
+        lambda: DEFAULT_RELAY_LISTEN,
+        read_address,
+        "address to listen on for the relays of pods; in use only with a host of kind kubernetes",
+    )
+    relay_ca: Path | None = setting(
+        lambda: None,
+        read_path,
+        "file of the authorities that relays trust, in PEM; by default the certificates of tls_cert",
     )
     insecure: bool = setting(
         lambda: False, read_switch, "serve other machines without TLS, or without knowing who calls"
@@ -643,12 +795,17 @@ class Settings:
     smtp_password_file: Path | None = setting(lambda: None, read_path, "file of the password of smtp_user")
     smtp_from: str | None = setting(lambda: None, read_mail_address, "sender of mails; required with smtp_host")
     # None are given: the one that the settings above make.
-    hosts: Sequence[HostSettings] = ()
+    hosts: Sequence[AnyHostSettings] = ()
     # In their order; none: every host takes every task.
     pools: Sequence[PoolSettings] = ()
     # In their order; none: what `docker login` left.
     registries: Sequence[RegistrySettings] = ()
     secrets: Sequence[SecretSettings] = ()
+
+    @property
+    def kubernetes_hosts(self) -> Sequence[KubernetesHostSettings]:
+        """The hosts that are namespaces of clusters; none: the server listens for no relays."""
+        return [host for host in self.hosts if isinstance(host, KubernetesHostSettings)]
 
     @property
     def pools_of_hosts(self) -> Pools:
@@ -682,6 +839,8 @@ class Settings:
             raise ConfigError("tls_cert and tls_key go together: set both, or neither")
         if self.tls_client_ca and not self.tls_cert:
             raise ConfigError("tls_client_ca is set, and tls_cert is not: clients are checked only where TLS is spoken")
+        if self.relay_ca and not self.tls_cert:
+            raise ConfigError("relay_ca is set, and tls_cert is not: relays check the server only where TLS is spoken")
 
     def _check_mail_settings(self) -> None:
         if self.smtp_host and not self.smtp_from:
@@ -827,12 +986,10 @@ def toml(in_force: InForce) -> str:
         lines += ["", f'# No [[hosts]]: the only host is "local", made of {", ".join(_OF_LOCAL)} and max_running.']
     for host in hosts:
         lines += ["", "[[hosts]]"]
-        for each in fields(HostSettings):
-            lines.append(
-                _toml_line(
-                    each, _plain(each, getattr(host, each.name)), in_force.origin(f"hosts.{host.name}.{each.name}")
-                )
-            )
+        for each in fields(host):
+            value = getattr(host, each.name)
+            plain = None if value == "" else _plain(each, value)
+            lines.append(_toml_line(each, plain, in_force.origin(f"hosts.{host.name}.{each.name}")))
     for kind, tables in _named_tables(settings):
         for table in tables:
             lines += ["", f"[[{kind}]]"]
@@ -915,7 +1072,7 @@ def _read_file(file: Path | None) -> dict[str, object]:
     return table
 
 
-def _read_hosts(tables: object, file: Path | None) -> Sequence[HostSettings]:
+def _read_hosts(tables: object, file: Path | None) -> Sequence[AnyHostSettings]:
     if not isinstance(tables, list) or not tables or not all(isinstance(table, dict) for table in tables):
         raise ConfigError(f"hosts in {file} must be tables, each under a line [[hosts]]")
     hosts = [_read_host(table, f"[[hosts]] {place} of file {file}") for place, table in enumerate(tables, 1)]
@@ -923,7 +1080,8 @@ def _read_hosts(tables: object, file: Path | None) -> Sequence[HostSettings]:
         for other in hosts[:place]:
             if other.name == host.name:
                 raise ConfigError(f"two [[hosts]] in {file} have the name {host.name!r}: give each host its own name")
-            if other.engine == host.engine:
+            # Two hosts may be one namespace: each has its own nodes, for instance.
+            if isinstance(host, HostSettings) and isinstance(other, HostSettings) and other.engine == host.engine:
                 both = f"{other.name!r} and {host.name!r}"
                 raise ConfigError(
                     f"[[hosts]] {both} in {file} have the same engine, {mask_secrets(host.engine)}: remove one"
@@ -931,14 +1089,33 @@ def _read_hosts(tables: object, file: Path | None) -> Sequence[HostSettings]:
     return hosts
 
 
-def _read_host(table: Mapping[str, object], where: str) -> HostSettings:
+def _read_host(table: Mapping[str, object], where: str) -> AnyHostSettings:
+    [kind] = [each for each in fields(HostSettings) if each.name == "kind"]
+    is_kubernetes = "kind" in table and _read(kind, table["kind"], where) == HostKind.KUBERNETES
+    settings: type[AnyHostSettings] = KubernetesHostSettings if is_kubernetes else HostSettings
     for name in table:
-        _known(name, _names(fields(HostSettings)), f"setting in {where}")
-    values = {each.name: _read(each, table[each.name], where) for each in fields(HostSettings) if each.name in table}
-    missing = [name for name in ("name", "engine") if name not in values]
-    if missing:
-        raise ConfigError(f"{where} has no {missing[0]}, which is required")
-    return HostSettings(**values)
+        _check_kind_of_host(name, settings, where)
+        _known(name, _names(fields(settings)), f"setting in {where}")
+    values = {each.name: _read(each, table[each.name], where) for each in fields(settings) if each.name in table}
+    for each in fields(settings):
+        if each.name not in values and each.metadata["default"] is _is_missing:
+            raise ConfigError(f"{where} has no {each.name}, which is required")
+    if values.get("context") and "kubeconfig" not in values:
+        raise ConfigError(
+            f"{where} has a context and no kubeconfig, whose context it is: set it, or remove the context"
+        )
+    return settings(**values)
+
+
+def _check_kind_of_host(name: str, settings: type[AnyHostSettings], where: str) -> None:
+    """Raise ConfigError for a setting of the other kind of hosts."""
+    for kind, other in ((HostKind.DOCKER, HostSettings), (HostKind.KUBERNETES, KubernetesHostSettings)):
+        if other is not settings and name in _names(fields(other)) and name not in _names(fields(settings)):
+            own = HostKind.KUBERNETES if kind is HostKind.DOCKER else HostKind.DOCKER
+            raise ConfigError(
+                f"{name} in {where} is a setting of hosts of kind {kind}, and this one is of kind {own}: "
+                f'remove it, or set kind = "{kind}"'
+            )
 
 
 def _read_pools(tables: object, hosts: Sequence[str], file: Path | None) -> Sequence[PoolSettings]:
@@ -1007,7 +1184,7 @@ def _check_one_of(table: object, names: Sequence[str], where: str) -> None:
         raise ConfigError(f"{where} must have one of {', '.join(names[:-1])} and {names[-1]}")
 
 
-def _configured_hosts(settings: Settings) -> Sequence[HostSettings]:
+def _configured_hosts(settings: Settings) -> Sequence[AnyHostSettings]:
     """Return the hosts that are written in the file; none if the only host is made of the other settings."""
     return () if list(settings.hosts) == [_local_host(settings)] else settings.hosts
 

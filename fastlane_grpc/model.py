@@ -666,6 +666,13 @@ class Waiting:
         object.__setattr__(self, "detail", told_line(self.detail))
 
 
+class HostKind(StrEnum):
+    """The kind of a host: a Docker engine, or a namespace of a Kubernetes cluster."""
+
+    DOCKER = "docker"
+    KUBERNETES = "kubernetes"
+
+
 @dataclass(frozen=True, slots=True)
 class HostReport:
     """A host as it is now. `last_error` is what it said when it last failed, whatever came after; what is not known is
@@ -684,6 +691,7 @@ class HostReport:
     drain_note: str = ""
     drain_time: datetime | None = None
     pools: Sequence[str] = ()
+    kind: HostKind = HostKind.DOCKER
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "last_error", told_line(self.last_error))

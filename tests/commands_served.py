@@ -21,14 +21,15 @@ def environment(address: str = "") -> Mapping[str, str]:
 class Server:
     """`fastlane server`, which may be killed and started again in the same place."""
 
-    def __init__(self, data_dir: Path) -> None:
+    def __init__(self, data_dir: Path, *flags: str) -> None:
         self.data_dir = data_dir
+        self.flags = flags
         self.address = "127.0.0.1:0"
         self.start()
 
     def start(self) -> None:
         command = [*FASTLANE, "server", "--data-dir", str(self.data_dir), "--listen", self.address]
-        command += ["--http-listen", "off"]
+        command += ["--http-listen", "off", *self.flags]
         with Path(f"{self.data_dir}.log").open("ab") as log:
             self.process = subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, stderr=log, text=True)
         assert self.process.stdout

@@ -25,7 +25,8 @@ def _default_in_words(each: "Field[Any]") -> str:
         "data_dir": "`/var/lib/fastlane`; not as root: `~/.local/share/fastlane`",
         "max_running": "4 × cores",
     }
-    if each.name in machine:
+    # Of a cluster, the number of pods does not depend on this machine.
+    if each.name in machine and not (each.name == "max_running" and "four per core" not in each.metadata["meaning"]):
         return machine[each.name]
     if each.name == "engine":
         return f"`DOCKER_HOST` of the environment, else `{config.DEFAULT_ENGINE}`"

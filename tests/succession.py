@@ -39,7 +39,7 @@ class Succession:
         return self.servers[-1]
 
 
-def free_address() -> str:
-    """An address of loopback that nobody listens on."""
-    with closing(socket.create_server(("127.0.0.1", 0))) as listener:
-        return f"127.0.0.1:{listener.getsockname()[1]}"
+def free_address(host: str = "127.0.0.1") -> str:
+    """An address of this machine, by default of loopback, that nobody listens on."""
+    with closing(socket.create_server((host, 0))) as listener:
+        return f"{host}:{listener.getsockname()[1]}"

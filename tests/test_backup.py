@@ -2,6 +2,8 @@
 tars, damage, and backups that are none."""
 
 import os
+import shutil
+import stat
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,6 +16,7 @@ import pytest
 from fastlane_grpc.client import Client, CursorRefused, NotFound
 from fastlane_grpc.v1 import fastlane_pb2 as pb
 from tests.commands import FASTLANE
+from tests.new_database import make_database
 from tests.pages import DocPage, replaced
 from tests.reading import Reader
 from tests.serving import Server, clear, serving, serving_on
@@ -115,3 +118,24 @@ def test_a_restored_server_starts_no_job_before_its_hosts_are_resumed(
         client.resume_host(host.name)
         log = Reader(client, waiting)
         assert (log.end().exit_status, log.stdout) == (0, b"once\n")
+
+
+def test_a_backup_has_what_relays_need(tmp_path: Path) -> None:
+    data, restored, day = tmp_path / "data", tmp_path / "restored", "2026-01-02"
+    directory = f"logs/{day}/01a2272b-5eaf-7f20-9f74-8eeff0e61866"
+    data.mkdir()
+    make_database(data / "fastlane.db")
+    (data / directory).mkdir(parents=True)
+    files = {f"{directory}/relay": b"granted", f"{directory}/relay-pod": b"0123", "relay-key": bytes(32)}
+    for name, content in files.items():
+        (data / name).write_bytes(content)
+    # Made anew by each connection: an old one would tell that everything has arrived.
+    (data / directory / "relay-end").touch()
+    for target in (str(tmp_path / "b"), str(tmp_path / "b.tar")):
+        assert fastlane("backup", target, "--data-dir", str(data)).returncode == 0
+        done = fastlane("restore", target, "--data-dir", str(restored), "--yes")
+        assert done.returncode == 0, done.stderr
+        found = {str(path.relative_to(restored)): path for path in restored.rglob("*") if "relay" in path.name}
+        assert {name: path.read_bytes() for name, path in found.items()} == files
+        assert stat.S_IMODE(found["relay-key"].stat().st_mode) == 0o600
+        shutil.rmtree(restored)

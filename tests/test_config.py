@@ -13,7 +13,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastlane_grpc import config
-from fastlane_grpc.config import ConfigError, HostSettings, PoolSettings, RegistrySettings, SecretSettings
+from fastlane_grpc.config import (
+    ConfigError,
+    HostSettings,
+    KubernetesHostSettings,
+    PoolSettings,
+    RegistrySettings,
+    SecretSettings,
+)
 from fastlane_grpc.model import CaptureMode
 from fastlane_grpc.text.redaction import DEFAULT_ENTRIES
 from tests.settings_tables import markdown
@@ -145,6 +152,68 @@ def test_what_is_wrong_with_hosts_is_said(file: Path, text: str, said: str) -> N
     assert said.format(file=file) in refusal(file, text)
 
 
+# ---- hosts that are clusters
+
+CLUSTER = """
+[[hosts]]
+name = "pods"
+kind = "kubernetes"
+namespace = "jobs"
+kit_image = "registry.example.org:5000/fastlane-kit:1"
+relay_address = "10.0.0.5:7021"
+"""
+
+
+def test_a_cluster_is_a_host_beside_engines(file: Path) -> None:
+    file.write_text(
+        TWO_HOSTS
+        + CLUSTER
+        + 'kubeconfig = "/k"\ncontext = "c@d"\nmax_running = 7\nnode_selector = "disk=ssd, example.org/gpu="\n'
+        + 'tolerations = "gpu=true:NoSchedule,spot,a/b:NoExecute,*"\nimage_pull_secrets = "a,b.c"\n'
+    )
+    loaded = config.load({}, {}, file)
+    [cluster] = loaded.kubernetes_hosts
+    assert (cluster.name, cluster.namespace, cluster.kubeconfig, cluster.context) == ("pods", "jobs", Path("/k"), "c@d")
+    assert loaded.max_running == 3 + 5 + 7
+    assert cluster.node_labels == {"disk": "ssd", "example.org/gpu": ""}
+    assert cluster.tolerated_taints == [
+        {"key": "gpu", "operator": "Equal", "value": "true", "effect": "NoSchedule"},
+        {"key": "spot", "operator": "Exists"},
+        {"key": "a/b", "operator": "Exists", "effect": "NoExecute"},
+        {"operator": "Exists"},
+    ]
+    assert cluster.image_pull_secrets == ("a", "b.c")
+
+
+def test_two_hosts_may_be_one_namespace(file: Path) -> None:
+    file.write_text(CLUSTER + CLUSTER.replace('"pods"', '"gpus"') + 'node_selector = "gpu=true"\n')
+    assert [host.name for host in config.load({}, {}, file).kubernetes_hosts] == ["pods", "gpus"]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (CLUSTER + 'engine = "unix:///a"', "engine in [[hosts]] 1 of file {file} is a setting of hosts of kind docker"),
+        (CLUSTER + 'capture = "attach"', 'this one is of kind kubernetes: remove it, or set kind = "docker"'),
+        (HOST + 'namespace = "a"', "namespace in [[hosts]] 1 of file {file} is a setting of hosts of kind kubernetes"),
+        (HOST + 'kind = "nomad"', "kind in [[hosts]] 1 of file {file} is 'nomad': must be docker or kubernetes"),
+        (CLUSTER.replace('namespace = "jobs"', ""), "[[hosts]] 1 of file {file} has no namespace, which is required"),
+        (CLUSTER.replace("kit_image", "kit_imag"), "'kit_imag'; did you mean 'kit_image'?"),
+        (CLUSTER.replace('"jobs"', '"Jobs"'), "is 'Jobs': must be the name of a namespace"),
+        (CLUSTER.replace(":7021", ""), "relay_address in [[hosts]] 1 of file {file} is '10.0.0.5': must be"),
+        (CLUSTER + 'context = "c"', "has a context and no kubeconfig"),
+        (CLUSTER + 'node_selector = "disk"', "has 'disk', which is not a label of a node"),
+        (CLUSTER + 'node_selector = "a=b,a=c"', "has the label a twice"),
+        (CLUSTER + 'tolerations = "gpu:Sometimes"', "has 'gpu:Sometimes', which is not a taint"),
+        (CLUSTER + 'service_account = "a b"', "is 'a b': must be the name of an object of Kubernetes"),
+        (CLUSTER.replace("registry.", "-"), "must be the name of an image"),
+        ('relay_ca = "/ca"\n' + CLUSTER, "relay_ca is set, and tls_cert is not"),
+    ],
+)
+def test_what_is_wrong_with_a_cluster_is_said(file: Path, text: str, said: str) -> None:
+    assert said.format(file=file) in refusal(file, text)
+
+
 # ---- pools
 
 POOL = '[[pools]]\nname = "mail"\npattern = "mail-*,sms"\nhosts = "a"\n'
@@ -257,7 +326,7 @@ def test_each_setting_is_printed_with_where_it_came_from(file: Path) -> None:
 def test_hosts_are_printed_with_where_their_settings_came_from(file: Path) -> None:
     file.write_text(TWO_HOSTS)
     lines = config.toml(config.in_force({}, {}, file)).splitlines()
-    assert lines[-11:] == [
+    assert lines[-12:] == [
         "[[hosts]]",
         f'name = "a-1"  # file {file}',
         f'engine = "tcp://a:2375"  # file {file}',
@@ -269,6 +338,7 @@ def test_hosts_are_printed_with_where_their_settings_came_from(file: Path) -> No
         'allow_volumes = ""  # default',
         'allow_devices = ""  # default',
         'allow_gpus = "false"  # default',
+        'kind = "docker"  # default',
     ]
     assert not [line for line in lines[: lines.index("[[hosts]]")] if line.startswith(("engine", "capture"))]
 
@@ -278,6 +348,8 @@ def test_hosts_are_printed_with_where_their_settings_came_from(file: Path) -> No
     [
         "",
         TWO_HOSTS,
+        CLUSTER,
+        CLUSTER + 'node_selector = "a=b"\ntolerations = "*"\nservice_account = "jobs"\n',
         TWO_HOSTS + '[[pools]]\nname = "x"\npattern = "*"\nhosts = "a-1,b"\n',
         'capture = "attach"\nengine_data_dir = "/srv/\\u007f \\" ü"\nmax_timeout = "90s"',
     ],
@@ -347,6 +419,7 @@ def test_the_tables_of_settings_in_the_documentation_are_those_of_the_code() -> 
     text = (ROOT / "docs" / "configuration.md").read_text()
     assert markdown(config.SETTINGS) in text
     assert markdown(fields(HostSettings)) in text
+    assert markdown(fields(KubernetesHostSettings)) in text
     assert markdown(fields(PoolSettings)) in text
     assert markdown(fields(RegistrySettings)) in text
     assert markdown(fields(SecretSettings)) in text

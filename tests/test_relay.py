@@ -104,7 +104,7 @@ class Pair:
             self.leave()
         self._loop.call_soon_threadsafe(self._loop.stop)
 
-    def _directory_of(self, execution_id: str) -> Path | None:
+    async def _directory_of(self, execution_id: str) -> Path | None:
         return self.copy if execution_id == EXECUTION_ID else None
 
     def wait(self, work: Coroutine[Any, Any, Any]) -> Any:

@@ -1,12 +1,15 @@
 """The pod of a captured job: what the relay and the recorder add to it, and what its job must say."""
 
+import stat
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from fastlane_grpc.backend import CannotRun, Image
-from fastlane_grpc.capture.relay_tokens import RelayTokens
+from fastlane_grpc.capture.relay_tokens import KEY_FILE, RelayTokens
 from fastlane_grpc.capture.relayed import RelayKit
+from fastlane_grpc.errors import CannotServe
 from fastlane_grpc.kubernetes.pod_body import PodSettings, pod_body
 from fastlane_grpc.model import Tmpfs
 from fastlane_grpc.registry.reference import HUB
@@ -56,6 +59,38 @@ def test_what_a_job_does_not_say_is_of_its_image_word_by_word() -> None:
 def test_a_job_without_any_command_is_refused() -> None:
     with pytest.raises(CannotRun, match="neither the job nor its image says what to run"):
         wrapped()
+
+
+def test_a_relay_gets_the_authorities_of_the_server() -> None:
+    kit = RelayKit("kit:1", "server:7780", RelayTokens(b"key"), 0, lambda: "-----BEGIN CERTIFICATE-----")
+    body = pod_body(assignment("x", entrypoint=["x"]), NO_IMAGE, instance="i", host="k8s", settings=PodSettings())
+    spec = kit.wrap(body, NO_IMAGE, "e", "1")["spec"]
+    (job,), (_, relay) = spec["containers"], spec["initContainers"]
+    assert {"name": "FASTLANE_RELAY_CA", "value": "-----BEGIN CERTIFICATE-----"} in relay["env"]
+    assert "FASTLANE_RELAY_CA" not in str(job)
+
+
+def test_the_key_of_tokens_is_made_once_for_this_user_alone(tmp_path: Path) -> None:
+    first = RelayTokens.kept_in(tmp_path).token("e", "1")
+    assert RelayTokens.kept_in(tmp_path).token("e", "1") == first
+    assert stat.S_IMODE((tmp_path / KEY_FILE).stat().st_mode) == 0o600
+    assert [path.name for path in tmp_path.iterdir()] == [KEY_FILE]
+    (tmp_path / KEY_FILE).unlink()
+    assert RelayTokens.kept_in(tmp_path).token("e", "1") != first
+
+
+@pytest.mark.parametrize("content", [b"", b"short", bytes(33)])
+def test_a_damaged_key_of_tokens_is_not_used(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / KEY_FILE).write_bytes(content)
+    with pytest.raises(CannotServe, match=f"is damaged: it has {len(content)} bytes and not 32"):
+        RelayTokens.kept_in(tmp_path)
+
+
+def test_a_link_in_place_of_the_key_is_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").write_bytes(bytes(32))
+    (tmp_path / KEY_FILE).symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(CannotServe, match="cannot use"):
+        RelayTokens.kept_in(tmp_path)
 
 
 def test_a_token_is_of_one_pod() -> None:

@@ -17,7 +17,7 @@ from fastlane_grpc.client import AsyncClient, Client, Disconnected, StateChange,
 from fastlane_grpc.errors import CannotServe
 from fastlane_grpc.http.tls_listener import TlsListener
 from fastlane_grpc.supervisor import ALONE
-from fastlane_grpc.trust import CertificateFiles, Certificates
+from fastlane_grpc.trust import CertificateFiles, Certificates, read_authorities
 from tests.certificates import Authority, Pair
 from tests.commands import environment, fastlane
 from tests.serving import Server
@@ -304,3 +304,16 @@ def test_the_variables_of_a_client_are_no_settings_of_the_server(tmp_path: Path)
     command = [sys.executable, "-m", "fastlane_grpc.cli", "config"]
     ran = subprocess.run(command, env=environment(None, **more), capture_output=True, text=True)
     assert (ran.returncode, ran.stderr) == (0, "")
+
+
+def test_a_key_beside_the_certificate_is_not_shown(tmp_path: Path, authority: Authority) -> None:
+    pair, both = authority.sign("both"), tmp_path / "both.pem"
+    both.write_bytes(b"text\n" + pair.key.read_bytes() + pair.cert.read_bytes() + authority.cert.read_bytes())
+    shown = Certificates(CertificateFiles(both, both)).current().public
+    assert "PRIVATE" not in shown
+    assert shown == pair.cert.read_text() + authority.cert.read_text()
+    assert read_authorities("relay_ca", both) == shown
+    for content in (pair.key.read_bytes(), b""):
+        both.write_bytes(content)
+        with pytest.raises(CannotServe, match=r"relay_ca, .* has no certificate in PEM"):
+            read_authorities("relay_ca", both)

@@ -14,6 +14,7 @@ class AllowLists:
     def __init__(self, settings: Settings) -> None:
         self._pools = settings.pools_of_hosts
         self._allowed = {host.name: host.allowed for host in settings.hosts}
+        self._clusters = {host.name for host in settings.kubernetes_hosts}
         self._credentials = RegistryCredentials(settings.registries)
         self._secrets = NamedSecrets(settings.secrets)
 
@@ -22,7 +23,7 @@ class AllowLists:
         found: dict[str, Violation] = {}
         for host in self._pools.hosts_of(self._pools.of_task(task_id)):
             for each in self._allowed[host].refused(spec):
-                found.setdefault(each.field, _violation(each, host))
+                found.setdefault(each.field, _violation(each, host, is_cluster=host in self._clusters))
         yield from found.values()
 
     def not_found(self, task_id: str, spec: JobSpec) -> Refusal | None:
@@ -37,8 +38,11 @@ class AllowLists:
         return None
 
 
-def _violation(refused: NotAllowed, host: str) -> Violation:
-    return Violation(
-        refused.field,
-        f"the {refused.wish} is not allowed on host {host!r}, which may run the job: see {refused.setting}",
-    )
+def _violation(refused: NotAllowed, host: str, *, is_cluster: bool) -> Violation:
+    where = f"on host {host!r}, which may run the job"
+    if is_cluster:
+        return Violation(
+            refused.field,
+            f"the {refused.wish} is of a Docker engine, and is not had {where}: give the task a pool of Docker hosts",
+        )
+    return Violation(refused.field, f"the {refused.wish} is not allowed {where}: see {refused.setting}")

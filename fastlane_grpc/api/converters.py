@@ -26,6 +26,7 @@ from fastlane_grpc.logs import StartPoint
 from fastlane_grpc.model import (
     DEFAULT_LIMITS,
     Execution,
+    HostKind,
     HostReport,
     Job,
     JobSpec,
@@ -63,6 +64,11 @@ CAPTURES = {
     "": pb.EngineHost.CAPTURE_UNSPECIFIED,
     "recorder": pb.EngineHost.CAPTURE_RECORDER,
     "attach": pb.EngineHost.CAPTURE_ATTACH,
+    "relay": pb.EngineHost.CAPTURE_RELAY,
+}
+KINDS_OF_HOSTS = {
+    HostKind.DOCKER: pb.EngineHost.KIND_DOCKER,
+    HostKind.KUBERNETES: pb.EngineHost.KIND_KUBERNETES,
 }
 
 _MAX_SPEC_BYTES = 2 << 20
@@ -557,6 +563,7 @@ def host(value: HostReport) -> pb.EngineHost:
         drain_note=value.drain_note,
         drain_time=timestamp(value.drain_time),
         pools=value.pools,
+        kind=KINDS_OF_HOSTS[value.kind],
     )
 
 

@@ -10,6 +10,7 @@ from typing import Any, Final
 MANIFEST: Final = "backup.json"
 DATABASE: Final = "fastlane.db"
 TOKENS: Final = "tokens.json"
+RELAY_KEY: Final = "relay-key"
 # A later format may need more than this version knows.
 FORMAT: Final = 1
 MAX_MANIFEST_BYTES: Final = 1 << 16
@@ -17,6 +18,9 @@ MAX_MANIFEST_BYTES: Final = 1 << 16
 _UUID = r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}"
 _INPUT = re.compile(r"inputs/[0-9a-f]{64}")
 _RECORD = re.compile(rf"logs/\d{{4}}-\d\d-\d\d/{_UUID}/(log|system|outputs)")
+# Whether the start of a pod was granted, and its number: without them a restored server would take it for a pod that
+# never ran.
+_RELAY = re.compile(rf"logs/\d{{4}}-\d\d-\d\d/{_UUID}/(relay|relay-pod)")
 
 
 class BackupError(Exception):
@@ -62,6 +66,12 @@ def is_input(name: str) -> bool:
     return _INPUT.fullmatch(name) is not None
 
 
+def is_of_relay(name: str) -> bool:
+    """Return whether a file of a backup is about the relay of an execution, by its name in the backup."""
+    return _RELAY.fullmatch(name) is not None
+
+
 def belongs(name: str) -> bool:
     """Return whether a backup may hold a file of this name."""
-    return name in {MANIFEST, DATABASE, TOKENS} or is_record(name) or is_input(name)
+    own = {MANIFEST, DATABASE, TOKENS, RELAY_KEY}
+    return name in own or is_record(name) or is_input(name) or is_of_relay(name)

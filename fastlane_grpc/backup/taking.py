@@ -12,7 +12,17 @@ from tempfile import TemporaryDirectory
 from typing import BinaryIO
 
 from fastlane_grpc.backup.files import Target, opened_target
-from fastlane_grpc.backup.manifest import DATABASE, MANIFEST, TOKENS, BackupError, Manifest, is_input, is_record
+from fastlane_grpc.backup.manifest import (
+    DATABASE,
+    MANIFEST,
+    RELAY_KEY,
+    TOKENS,
+    BackupError,
+    Manifest,
+    is_input,
+    is_of_relay,
+    is_record,
+)
 from fastlane_grpc.errors import StoreFailed
 from fastlane_grpc.record import open_record
 from fastlane_grpc.store.offline import copy_database
@@ -25,13 +35,15 @@ def back_up(data_dir: Path, target: str, *, output: BinaryIO, version: str, now:
         raise BackupError(f"there is no {data_dir / DATABASE}: set --data-dir as the server has it")
     with opened_target(target, output) as opened:
         instance = _add_database(opened, data_dir, _room_beside(target))
-        _add_tokens(opened, data_dir / TOKENS)
+        for name in (TOKENS, RELAY_KEY):
+            _add_if_there(opened, name, data_dir / name)
         records = record_bytes = 0
         for name in record_names(data_dir):
             if size := _add_record(opened, name, data_dir / name):
                 records, record_bytes = records + 1, record_bytes + size
-        for name in input_names(data_dir):
-            _add_input(opened, name, data_dir / name)
+        for name in (*relay_names(data_dir), *input_names(data_dir)):
+            # One that was deleted meanwhile is used by no job.
+            _add_if_there(opened, name, data_dir / name)
         manifest = Manifest(instance, now, version, records, record_bytes)
         text = manifest.as_json()
         opened.add(MANIFEST, BytesIO(text), len(text))
@@ -46,6 +58,17 @@ def record_names(data_dir: Path) -> Iterator[str]:
             for record in ("log", "system", "outputs"):
                 name = f"logs/{day}/{execution_id}/{record}"
                 if is_record(name):
+                    yield name
+
+
+def relay_names(data_dir: Path) -> Iterator[str]:
+    """Yield the names of all files about relays below the data directory."""
+    logs = data_dir / "logs"
+    for day in _names(logs):
+        for execution_id in _names(logs / day):
+            for file in ("relay", "relay-pod"):
+                name = f"logs/{day}/{execution_id}/{file}"
+                if is_of_relay(name):
                     yield name
 
 
@@ -80,20 +103,11 @@ def _add_database(target: Target, data_dir: Path, room: Path | None) -> str:
     return instance
 
 
-def _add_tokens(target: Target, path: Path) -> None:
-    try:
-        with path.open("rb") as file:
-            target.add(TOKENS, file, os.fstat(file.fileno()).st_size)
-    except FileNotFoundError:
-        return
-
-
-def _add_input(target: Target, name: str, path: Path) -> None:
+def _add_if_there(target: Target, name: str, path: Path) -> None:
     try:
         with path.open("rb") as file:
             target.add(name, file, os.fstat(file.fileno()).st_size)
     except FileNotFoundError:
-        # Deleted meanwhile: no job uses it.
         return
 
 

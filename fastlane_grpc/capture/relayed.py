@@ -45,13 +45,15 @@ log = structlog.get_logger(__name__)
 class RelayKit:
     """The parts of a capture in pods: the image with the relay and the recorder, and the server's address for relays.
 
-    `max_log_bytes`: the size limit of a record; 0: none.
+    `max_log_bytes`: the size limit of a record; 0: none. `authorities` returns the certificates in PEM by which relays
+    know the server; empty: connections are not encrypted.
     """
 
     image: str
     server: str
     tokens: RelayTokens
     max_log_bytes: int
+    authorities: Callable[[], str] = lambda: ""
 
     def wrap(self, body: Mapping[str, Any], image: Image, execution_id: str, pod: str) -> Mapping[str, Any]:
         """Return the description of a pod whose job runs under the recorder, with a relay. Raises CannotRun."""
@@ -85,13 +87,16 @@ class RelayKit:
         record = f"{SHARED}/own/log"
         helper = {"image": self.image, "volumeMounts": [{"name": VOLUME, "mountPath": SHARED}]}
         relay = ["/relay", "--execution", execution_id, "--server", self.server, record, f"{SHARED}/box"]
+        variables = {"FASTLANE_RELAY_TOKEN": self.tokens.token(execution_id, pod)}
+        if authorities := self.authorities():
+            variables["FASTLANE_RELAY_CA"] = authorities
         return [
             {**helper, "name": "prepare", "command": ["/relay", "prepare", SHARED]},
             {
                 **helper,
                 "name": RELAY_CONTAINER,
                 "command": relay,
-                "env": [{"name": "FASTLANE_RELAY_TOKEN", "value": self.tokens.token(execution_id, pod)}],
+                "env": [{"name": name, "value": value} for name, value in variables.items()],
                 # A native sidecar: started before the job, restarted if it dies, ended after the job.
                 "restartPolicy": "Always",
                 # The job starts when the server has granted it, however long that takes.

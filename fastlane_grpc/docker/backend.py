@@ -31,7 +31,7 @@ from fastlane_grpc.docker.events import DockerEvents
 from fastlane_grpc.docker.handle import DockerHandle, unpacked
 from fastlane_grpc.docker.images import DockerPull
 from fastlane_grpc.docker.usage import usage_of
-from fastlane_grpc.model import NOTHING_ALLOWED, Allowed, Assignment, Execution, JobSpec, Reason, Usage
+from fastlane_grpc.model import NOTHING_ALLOWED, Allowed, Assignment, Execution, HostKind, JobSpec, Reason, Usage
 from fastlane_grpc.registry import credentials_of_job
 from fastlane_grpc.secrets import RegistryCredentials
 
@@ -41,6 +41,7 @@ class DockerBackend:
 
     starts_at_once = True
     keeps_images = True
+    kind = HostKind.DOCKER
 
     def __init__(
         self,

@@ -4,7 +4,7 @@ it."""
 from collections.abc import Iterator
 from dataclasses import replace
 
-from fastlane_grpc.config import Settings
+from fastlane_grpc.config import KubernetesHostSettings, Settings
 from fastlane_grpc.docker.diagnostics import Checkup, Found
 from fastlane_grpc.doctor.disk import about_database, about_directory
 from fastlane_grpc.doctor.engine import about_engine, look
@@ -20,10 +20,17 @@ def examine(settings: Settings) -> Iterator[Finding]:
     """One finding after the other, as soon as it is known, of a server with these settings on this machine."""
     containers: list[Found] | None = None
     for host in settings.hosts:
-        checkup = look(host.engine, host.engine_cert_dir)
-        if isinstance(checkup, Checkup):
-            containers = [*(containers or ()), *checkup.containers]
-        for finding in about_engine(host.engine, checkup):
+        if isinstance(host, KubernetesHostSettings):
+            # Imported here: most servers have no cluster.
+            from fastlane_grpc.doctor.cluster import about_cluster
+
+            findings = about_cluster(host, settings)
+        else:
+            checkup = look(host.engine, host.engine_cert_dir)
+            if isinstance(checkup, Checkup):
+                containers = [*(containers or ()), *checkup.containers]
+            findings = about_engine(host.engine, checkup)
+        for finding in findings:
             yield finding if len(settings.hosts) == 1 else replace(finding, check=f"{finding.check} of {host.name}")
     yield from about_directory(settings.data_dir, settings.min_free_bytes)
     yield from about_database(settings.data_dir, containers)

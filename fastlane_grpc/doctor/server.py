@@ -111,7 +111,7 @@ def _host(host: pb.EngineHost) -> Finding:
             check, f"drained, it takes no executions{note}", f"`fastlane hosts resume {host.name}` puts the host back"
         )
     if host.availability != pb.EngineHost.AVAILABILITY_UP:
-        why = host.last_error or host.capture_reason or "the engine does not respond"
+        why = host.last_error or host.capture_reason or "it does not respond"
         return fail(
             check,
             f"takes no executions: {why}",
@@ -122,6 +122,8 @@ def _host(host: pb.EngineHost) -> Finding:
         return ok(
             check, f"{running}, captured by the recorder" + (f"; {host.capture_reason}" if host.capture_reason else "")
         )
+    if host.capture == pb.EngineHost.CAPTURE_RELAY:
+        return ok(check, f"{running}, captured by the recorder and a relay")
     advice = (
         "output may have gaps when the server or the engine is killed; docs/log-streams.md says what the recorder needs"
     )

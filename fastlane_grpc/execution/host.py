@@ -238,6 +238,7 @@ class Host:
                 self.engine_version,
                 self.captures.in_use,
                 self.captures.reason,
+                kind=self.backend.kind,
             )
 
     @property

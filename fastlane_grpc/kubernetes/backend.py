@@ -38,7 +38,7 @@ from fastlane_grpc.kubernetes.pod_body import (
 )
 from fastlane_grpc.kubernetes.pod_events import PodEvents
 from fastlane_grpc.kubernetes.pod_state import PodHandle, container_of, execution_of, handle_of
-from fastlane_grpc.model import Assignment, Execution, Reason, Usage
+from fastlane_grpc.model import Assignment, Execution, HostKind, Reason, Usage
 from fastlane_grpc.secrets import RegistryCredentials
 
 # A grace of 0 would take the pod from the API server while its containers may run on; the node is asked instead.
@@ -50,6 +50,7 @@ class KubernetesBackend:
 
     starts_at_once = False
     keeps_images = False
+    kind = HostKind.KUBERNETES
 
     def __init__(
         self,

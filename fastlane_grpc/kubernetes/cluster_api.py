@@ -61,9 +61,9 @@ class ClusterApi:
 
     # -- pods
 
-    def create(self, body: Mapping[str, Any]) -> Pod:
-        """Create a pod."""
-        pod: Pod = self._json("POST", self._pods, body=body)
+    def create(self, body: Mapping[str, Any], *, dry_run: bool = False) -> Pod:
+        """Create a pod. `dry_run`: only find out whether it would be created."""
+        pod: Pod = self._json("POST", self._pods, body=body, query=[("dryRun", "All")] if dry_run else [])
         return pod
 
     def pod(self, name: str) -> Pod | None:
@@ -129,6 +129,14 @@ class ClusterApi:
         except ClusterRefuses:
             return ""
         return str(answer["metadata"]["uid"]) if answer else ""
+
+    def may(self, verb: str, resource: str) -> bool:
+        """Return whether the account has this right in the namespace."""
+        wanted = {"namespace": self.namespace, "verb": verb, "resource": resource}
+        kind = {"apiVersion": "authorization.k8s.io/v1", "kind": "SelfSubjectAccessReview"}
+        path = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews"
+        answer = self._json("POST", path, body={**kind, "spec": {"resourceAttributes": wanted}})
+        return bool(answer["status"].get("allowed"))
 
     def close(self) -> None:
         """Close all connections that are idle. The next call opens one."""

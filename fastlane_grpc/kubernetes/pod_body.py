@@ -66,29 +66,41 @@ def pod_body(
             "annotations": annotations,
         },
         "spec": _with_what_is_set(
-            {
-                "restartPolicy": "Never",
-                "schedulingGates": [{"name": START_GATE}],
-                # A job gets no rights in the cluster, and no variables for each service of the namespace.
-                "automountServiceAccountToken": False,
-                "enableServiceLinks": False,
-                "terminationGracePeriodSeconds": _seconds(spec.grace),
-                "containers": [_container(spec, image)],
-            },
+            pod_spec(
+                {
+                    "restartPolicy": "Never",
+                    "schedulingGates": [{"name": START_GATE}],
+                    # A job gets no rights in the cluster, and no variables for each service of the namespace.
+                    "automountServiceAccountToken": False,
+                    "enableServiceLinks": False,
+                    "terminationGracePeriodSeconds": _seconds(spec.grace),
+                    "containers": [_container(spec, image)],
+                },
+                settings,
+            ),
             {
                 "activeDeadlineSeconds": spec.timeout and _seconds(spec.timeout + spec.grace + _DEADLINE_SPARE),
                 "volumes": _volumes(spec),
                 "hostAliases": [{"ip": ip, "hostnames": [name]} for name, ip in spec.extra_hosts.items()],
                 "dnsPolicy": "None" if spec.dns and spec.dns.servers else "",
                 "dnsConfig": _dns(spec),
-                "serviceAccountName": settings.service_account,
-                "priorityClassName": settings.priority_class,
-                "nodeSelector": dict(settings.node_selector),
-                "tolerations": list(settings.tolerations),
-                "imagePullSecrets": [{"name": name} for name in settings.image_pull_secrets],
             },
         ),
     }
+
+
+def pod_spec(spec: Mapping[str, Any], settings: PodSettings) -> Mapping[str, Any]:
+    """Return the spec of a pod with the operator's choices."""
+    return _with_what_is_set(
+        spec,
+        {
+            "serviceAccountName": settings.service_account,
+            "priorityClassName": settings.priority_class,
+            "nodeSelector": dict(settings.node_selector),
+            "tolerations": list(settings.tolerations),
+            "imagePullSecrets": [{"name": name} for name in settings.image_pull_secrets],
+        },
+    )
 
 
 def _refuse(spec: JobSpec) -> None:

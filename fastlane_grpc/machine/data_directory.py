@@ -20,6 +20,7 @@ DEBUG_STACKS = "debug-stacks"
 _OURS = {
     *("tokens.json", "tokens.new", "lock", "inputs", "logs", "recorder", "fastlane.db-shm"),
     *(DEBUG_DUMP, "debug-dump.new", DEBUG_STACKS),
+    *("relay-key", "relay-key.new"),
 }
 # With less free room a disk is full: most writes fail there.
 _FULL_BYTES = 1 << 20

@@ -14,7 +14,7 @@ record is sealed. INVALID_ARGUMENT: a piece that does not fit. None of these is 
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,6 +24,11 @@ import structlog
 
 from fastlane_grpc.capture.relay_tokens import RelayTokens
 from fastlane_grpc.capture.relayed_record import PieceInvalid, RelayedRecord, StartRevoked, pod_number
+from fastlane_grpc.errors import CannotServe
+from fastlane_grpc.machine.address import cannot_listen
+from fastlane_grpc.machine.open_files import MOST_CONNECTIONS
+from fastlane_grpc.rpc.tls import server_credentials
+from fastlane_grpc.trust import Certificates
 
 SERVICE = "fastlane.relay.v1.RelayService"
 # Pause before a piece is stored again that the disk had no room for. The relay waits meanwhile.
@@ -44,7 +49,14 @@ class RelayServer:
     `directory_of` returns the directory of an execution's record; None: no record of it is expected.
     """
 
-    def __init__(self, tokens: RelayTokens, directory_of: Callable[[str], Path | None], *, max_log_bytes: int) -> None:
+    def __init__(
+        self,
+        tokens: RelayTokens,
+        directory_of: Callable[[str], Awaitable[Path | None]],
+        *,
+        max_log_bytes: int,
+        max_connections: int = MOST_CONNECTIONS,
+    ) -> None:
         self._tokens = tokens
         self._directory_of = directory_of
         self._max_log_bytes = max_log_bytes
@@ -53,11 +65,19 @@ class RelayServer:
         self._server = grpc.aio.server(
             options=[
                 ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+                # A node that vanished is noticed, and its file closed.
+                ("grpc.keepalive_time_ms", 30_000),
+                ("grpc.keepalive_timeout_ms", 10_000),
                 ("grpc.keepalive_permit_without_calls", 1),
                 # The connection of a node that is gone for good would stay open.
                 ("grpc.keepalive_time_ms", 30_000),
                 ("grpc.keepalive_timeout_ms", 20_000),
                 ("grpc.http2.min_ping_interval_without_data_ms", 5000),
+                # What is no relay takes little: a relay has one connection, with one call.
+                ("grpc.max_allowed_incoming_connections", max_connections),
+                ("grpc.max_concurrent_streams", 16),
+                ("grpc.max_metadata_size", 4 << 10),
+                ("grpc.server_handshake_timeout_ms", 10_000),
                 # Two servers on one port would share the relays.
                 ("grpc.so_reuseport", 0),
             ]
@@ -65,12 +85,17 @@ class RelayServer:
         method: grpc.RpcMethodHandler[bytes, bytes] = grpc.stream_stream_rpc_method_handler(self._copy)
         self._server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler(SERVICE, {"Copy": method})])
 
-    async def start(self, address: str, credentials: "grpc.ServerCredentials | None" = None) -> int:
-        """Listen, and return the port. Without credentials connections are not encrypted."""
-        if credentials is None:
+    async def start(self, address: str, certificates: Certificates | None = None) -> int:
+        """Listen, and return the port. Without certificates connections are not encrypted. Raises CannotServe."""
+        if error := cannot_listen(address):
+            raise CannotServe(
+                f"cannot listen on {address} for relays: {error.strerror or error}; choose another with --relay-listen"
+            ) from error
+        if certificates is None:
             port = self._server.add_insecure_port(address)
         else:
-            port = self._server.add_secure_port(address, credentials)
+            # A relay shows its token, and no certificate.
+            port = self._server.add_secure_port(address, server_credentials(certificates, ask_clients=False))
         await self._server.start()
         return port
 
@@ -81,7 +106,7 @@ class RelayServer:
     async def _copy(self, requests: AsyncIterator[bytes], context: Context) -> AsyncIterator[bytes]:
         metadata = dict(context.invocation_metadata())
         execution_id, token = (str(metadata.get(f"fastlane-{name}", "")) for name in ("execution", "token"))
-        directory = self._directory_of(execution_id)
+        directory = await self._directory_of(execution_id)
         pod = pod_number(directory) if directory else ""
         # The same words whether there is such an execution or not.
         if directory is None or not pod or not self._tokens.admits(execution_id, pod, token):

@@ -21,6 +21,7 @@ from fastlane_grpc.rpc.servicers import (
     ServerServicer,
     TaskServicer,
 )
+from fastlane_grpc.rpc.tls import server_credentials
 from fastlane_grpc.trust import Access, Certificates
 from fastlane_grpc.v1 import fastlane_pb2 as pb
 
@@ -105,7 +106,8 @@ class RpcServer:
             raise CannotServe(f"cannot listen on {self._address}: {error.strerror or error}; {advice}") from error
         try:
             if self._certificates:
-                self.port = self._server.add_secure_port(self._address, _credentials(self._certificates))
+                credentials = server_credentials(self._certificates, ask_clients=True)
+                self.port = self._server.add_secure_port(self._address, credentials)
             else:
                 self.port = self._server.add_insecure_port(self._address)
         except RuntimeError as error:
@@ -147,18 +149,6 @@ class RpcServer:
             # gRPC releases the port only of a server that was started.
             await self._server.start()
         await self._server.stop(_STOP_GRACE_SECONDS)
-
-
-def _credentials(certificates: Certificates) -> grpc.ServerCredentials:
-    """Return credentials that ask for the current certificate at each handshake."""
-
-    def configuration() -> grpc.ServerCertificateConfiguration:
-        current = certificates.current()
-        return grpc.ssl_server_certificate_configuration([(current.key, current.chain)], current.client_ca)
-
-    return grpc.dynamic_ssl_server_credentials(
-        configuration(), configuration, require_client_authentication=certificates.mutual
-    )
 
 
 def _options(

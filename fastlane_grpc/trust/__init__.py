@@ -1,7 +1,7 @@
 """Access to the server: certificates, tokens, roles."""
 
 from fastlane_grpc.trust.access import ANYBODY, PRINCIPAL, Access, Credentials, Principal
-from fastlane_grpc.trust.certificates import CertificateFiles, Certificates
+from fastlane_grpc.trust.certificates import CertificateFiles, Certificates, read_authorities
 from fastlane_grpc.trust.peer import PEER, Peer
 from fastlane_grpc.trust.permissions import HEALTH, METRICS, OTHERS, PERMISSIONS, REFLECTION, Permission, Scope
 from fastlane_grpc.trust.tokens import Role, TaskPattern, Token, TokenFile, TokenRefused, TokensUnusable
@@ -29,4 +29,5 @@ __all__ = [
     "TokenFile",
     "TokenRefused",
     "TokensUnusable",
+    "read_authorities",
 ]

@@ -3,6 +3,7 @@
 Open connections keep the certificate that they began with. Files that changed and do not fit together leave the last
 good certificate in force: a renewal writes one file after the other."""
 
+import re
 import ssl
 import threading
 from collections.abc import Sequence
@@ -14,6 +15,8 @@ import structlog
 from fastlane_grpc.errors import CannotServe
 
 log = structlog.get_logger(__name__)
+
+_IN_PEM = re.compile(rb"-----BEGIN CERTIFICATE-----[^-]+-----END CERTIFICATE-----", re.ASCII)
 
 # Device, inode, size and time of change of each file.
 _Stamps = Sequence[tuple[int, int, int, int]]
@@ -43,6 +46,11 @@ class Certificate:
     key: bytes
     client_ca: bytes | None
     context: ssl.SSLContext
+
+    @property
+    def public(self) -> str:
+        """The certificates of the chain in PEM. A key that is in the same file is left out."""
+        return certificates_in(self.chain)
 
 
 class Certificates:
@@ -84,6 +92,24 @@ class Certificates:
 
     def _read_stamps(self) -> _Stamps:
         return [_stamp(name, path) for name, path in self.files.settings]
+
+
+def certificates_in(content: bytes) -> str:
+    """Return the certificates of a file in PEM, and nothing else of it."""
+    return "".join(f"{found.decode('ascii')}\n" for found in _IN_PEM.findall(content))
+
+
+def read_authorities(setting: str, path: Path) -> str:
+    """Return the certificates of a file in PEM, by which others know this server. Raises CannotServe."""
+    try:
+        found = certificates_in(path.read_bytes())
+    except OSError as error:
+        raise CannotServe(str(_unreadable(setting, path, error))) from error
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cadata=found)
+    except (ssl.SSLError, ValueError) as error:
+        raise CannotServe(f"{setting}, {path}, has no certificate in PEM (-----BEGIN CERTIFICATE-----)") from error
+    return found
 
 
 class _Unusable(Exception):

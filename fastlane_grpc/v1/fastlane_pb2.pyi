@@ -2542,7 +2542,9 @@ Global___LogTotals: _TypeAlias = LogTotals  # noqa: Y015
 
 @_typing.final
 class EngineHost(_message.Message):
-    """A host: one container engine. (Called `Host` it would clash with Microsoft.Extensions.Hosting.Host in C#.)"""
+    """A host: one container engine, or one namespace of a cluster. (Called `Host` it would clash with
+    Microsoft.Extensions.Hosting.Host in C#.)
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -2599,6 +2601,10 @@ class EngineHost(_message.Message):
         """By the recorder, PID 1 of the container: exact to the byte whatever else is killed."""
         CAPTURE_ATTACH: EngineHost._Capture.ValueType  # 2
         """By the engine's stream: output that the engine dropped, or that was printed while the server was down, is a gap."""
+        CAPTURE_RELAY: EngineHost._Capture.ValueType  # 3
+        """By the recorder in a pod, and a relay that copies its record to the server: exact to the byte whatever is killed,
+        as long as the node is not lost.
+        """
 
     class Capture(_Capture, metaclass=_CaptureEnumTypeWrapper):
         """How the output of a container gets into its log."""
@@ -2611,6 +2617,33 @@ class EngineHost(_message.Message):
     """By the recorder, PID 1 of the container: exact to the byte whatever else is killed."""
     CAPTURE_ATTACH: EngineHost.Capture.ValueType  # 2
     """By the engine's stream: output that the engine dropped, or that was printed while the server was down, is a gap."""
+    CAPTURE_RELAY: EngineHost.Capture.ValueType  # 3
+    """By the recorder in a pod, and a relay that copies its record to the server: exact to the byte whatever is killed,
+    as long as the node is not lost.
+    """
+
+    class _Kind:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _KindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[EngineHost._Kind.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        KIND_UNSPECIFIED: EngineHost._Kind.ValueType  # 0
+        """Never returned."""
+        KIND_DOCKER: EngineHost._Kind.ValueType  # 1
+        """A Docker engine."""
+        KIND_KUBERNETES: EngineHost._Kind.ValueType  # 2
+        """A namespace of a Kubernetes cluster: each execution is a pod."""
+
+    class Kind(_Kind, metaclass=_KindEnumTypeWrapper):
+        """What a host is."""
+
+    KIND_UNSPECIFIED: EngineHost.Kind.ValueType  # 0
+    """Never returned."""
+    KIND_DOCKER: EngineHost.Kind.ValueType  # 1
+    """A Docker engine."""
+    KIND_KUBERNETES: EngineHost.Kind.ValueType  # 2
+    """A namespace of a Kubernetes cluster: each execution is a pod."""
 
     NAME_FIELD_NUMBER: _builtins.int
     ADDRESS_FIELD_NUMBER: _builtins.int
@@ -2625,10 +2658,11 @@ class EngineHost(_message.Message):
     DRAIN_NOTE_FIELD_NUMBER: _builtins.int
     DRAIN_TIME_FIELD_NUMBER: _builtins.int
     POOLS_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """The host's name in the configuration."""
     address: _builtins.str
-    """Address of the engine: unix:///var/run/docker.sock, tcp://…"""
+    """Address of the engine: unix:///var/run/docker.sock, tcp://…; of a cluster that of its API server: https://…"""
     availability: Global___EngineHost.Availability.ValueType
     """Whether the host takes executions."""
     running: _builtins.int
@@ -2638,13 +2672,15 @@ class EngineHost(_message.Message):
     last_error: _builtins.str
     """The last error, for a person; kept when the host is up again."""
     engine_version: _builtins.str
-    """Version of the engine, when it last responded."""
+    """Version of the engine, or of the cluster, when it last responded."""
     capture: Global___EngineHost.Capture.ValueType
     """How the output of new containers is captured."""
     capture_reason: _builtins.str
-    """Why `capture` is not CAPTURE_RECORDER, or what the recorder cannot do on this host, for a person; else empty."""
+    """Why `capture` is unspecified or CAPTURE_ATTACH, or what the recorder cannot do on this host, for a person; else empty."""
     drain_note: _builtins.str
     """Who drained the host and why, see DrainHost. Empty unless drained."""
+    kind: Global___EngineHost.Kind.ValueType
+    """What the host is."""
     @_builtins.property
     def last_error_time(self) -> _timestamp_pb2.Timestamp:
         """Time of the last error."""
@@ -2673,10 +2709,11 @@ class EngineHost(_message.Message):
         drain_note: _builtins.str = ...,
         drain_time: _timestamp_pb2.Timestamp | None = ...,
         pools: _abc.Iterable[_builtins.str] | None = ...,
+        kind: Global___EngineHost.Kind.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["drain_time", b"drain_time", "last_error_time", b"last_error_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "availability", b"availability", "capture", b"capture", "capture_reason", b"capture_reason", "drain_note", b"drain_note", "drain_time", b"drain_time", "engine_version", b"engine_version", "last_error", b"last_error", "last_error_time", b"last_error_time", "max_running", b"max_running", "name", b"name", "pools", b"pools", "running", b"running"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "availability", b"availability", "capture", b"capture", "capture_reason", b"capture_reason", "drain_note", b"drain_note", "drain_time", b"drain_time", "engine_version", b"engine_version", "kind", b"kind", "last_error", b"last_error", "last_error_time", b"last_error_time", "max_running", b"max_running", "name", b"name", "pools", b"pools", "running", b"running"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

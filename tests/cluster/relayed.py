@@ -89,7 +89,7 @@ class RelayedHarness(ClusterHarness):
         """Whether the job has ended, whatever the cluster knows of it."""
         return not recorders(going.id)
 
-    def _directory_of(self, execution_id: str) -> Path | None:
+    async def _directory_of(self, execution_id: str) -> Path | None:
         return self.logs.path(execution_id)
 
     def _wait(self, work: Coroutine[Any, Any, Any]) -> Any:

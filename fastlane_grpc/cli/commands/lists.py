@@ -202,6 +202,7 @@ def show_hosts(environ: Mapping[str, str], *, form: str, address: str) -> int:
             Column("STATE", lambda host: _word(pb.EngineHost.Availability, host.availability).replace("_", " ")),
             Column("RUNNING", lambda host: f"{host.running} of {host.max_running}"),
             *pools,
+            *([Column("KIND", _host_kind)] if any(_host_kind(host) != "docker" for host in found) else []),
             Column("ENGINE", lambda host: host.engine_version or "-"),
             Column("CAPTURE", lambda host: _word(pb.EngineHost.Capture, host.capture) or "-"),
             Column("ADDRESS", lambda host: host.address),
@@ -209,6 +210,11 @@ def show_hosts(environ: Mapping[str, str], *, form: str, address: str) -> int:
         ]
         show(found, columns, form=form, nothing="no hosts", environ=environ)
     return 0
+
+
+def _host_kind(host: pb.EngineHost) -> str:
+    # An older server does not tell: its hosts are Docker engines.
+    return _word(pb.EngineHost.Kind, host.kind) if host.kind else "docker"
 
 
 def limits_text(task: pb.TaskSummary) -> str:

@@ -1,10 +1,11 @@
 // Relay copies the record of one execution, byte for byte, to the server, while the recorder writes it.
 //
 //	relay prepare DIRECTORY      puts the recorder, which is beside this program, and an empty box into a directory
-//	relay --execution ID --server ADDRESS [--ca FILE] RECORD BOX
+//	relay --execution ID --server ADDRESS RECORD BOX
 //	relay granted RECORD         ends with 0 once the start is granted
 //
-// FASTLANE_RELAY_TOKEN is the token of the execution. RECORD is a file that the relay makes when the server has granted
+// FASTLANE_RELAY_TOKEN is the token of the execution. FASTLANE_RELAY_CA has the certificates, in PEM, by which the relay
+// knows the server; without it the connection is not encrypted. RECORD is a file that the relay makes when the server has granted
 // the start; its second name, BOX/log, is the one that the recorder claims. So without a grant no command runs. Once
 // the record is claimed, the relay removes BOX, as a server does for a recorder on its own machine.
 //
@@ -62,8 +63,8 @@ func (rawCodec) Unmarshal(data []byte, message any) error {
 func (rawCodec) Name() string { return "raw" }
 
 type options struct {
-	execution, server, ca, token string
-	record, box                  string
+	execution, server, authorities, token string
+	record, box                           string
 }
 
 func main() {
@@ -77,9 +78,8 @@ func main() {
 	var given options
 	flag.StringVar(&given.execution, "execution", "", "id of the execution")
 	flag.StringVar(&given.server, "server", "", "address of the server's port for relays")
-	flag.StringVar(&given.ca, "ca", "", "file with the certificate authority of the server; without it there is no TLS")
 	flag.Parse()
-	given.token = os.Getenv("FASTLANE_RELAY_TOKEN")
+	given.token, given.authorities = os.Getenv("FASTLANE_RELAY_TOKEN"), os.Getenv("FASTLANE_RELAY_CA")
 	if flag.NArg() != 2 || given.execution == "" || given.server == "" || given.token == "" {
 		fmt.Fprintln(os.Stderr, "relay: needs --execution, --server, FASTLANE_RELAY_TOKEN, RECORD and BOX")
 		os.Exit(2)
@@ -119,14 +119,10 @@ func exit(err error) {
 
 func connect(given options) (*grpc.ClientConn, error) {
 	security := insecure.NewCredentials()
-	if given.ca != "" {
+	if given.authorities != "" {
 		authorities := x509.NewCertPool()
-		content, err := os.ReadFile(given.ca)
-		if err != nil {
-			return nil, err
-		}
-		if !authorities.AppendCertsFromPEM(content) {
-			return nil, fmt.Errorf("%s has no certificate", given.ca)
+		if !authorities.AppendCertsFromPEM([]byte(given.authorities)) {
+			return nil, errors.New("FASTLANE_RELAY_CA has no certificate")
 		}
 		security = credentials.NewTLS(&tls.Config{RootCAs: authorities, MinVersion: tls.VersionTLS12})
 	}

@@ -1,0 +1,278 @@
+"""A server as users start it, with a host that is a cluster: the command line, floods, kills, pools and TLS."""
+
+import hashlib
+import re
+import signal
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import grpc
+import pytest
+
+from fastlane_grpc.capture.relay_tokens import RelayTokens
+from fastlane_grpc.capture.relayed_record import pod_number
+from fastlane_grpc.client import Client
+from fastlane_grpc.model import new_id
+from fastlane_grpc.rpc.relay import SERVICE
+from fastlane_grpc.v1 import fastlane_pb2 as pb
+from tests.certificates import Authority
+from tests.cluster.control_plane import ADDRESS
+from tests.cluster.kit import KIT_IMAGE
+from tests.cluster.processes import wait_until
+from tests.commands import FASTLANE
+from tests.commands_served import SECONDS, Server, environment, fastlane
+from tests.engine import engine_address
+from tests.succession import free_address
+
+if TYPE_CHECKING:
+    from tests.cluster.running import Cluster
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(180)]
+
+LINES = 400_000
+FLOOD = f"yes | head -n {LINES} | awk '{{printf \"%098d\\n\", NR}}'; exit 4"
+WHOLE = b"".join(b"%098d\n" % number for number in range(1, LINES + 1))
+
+
+class Harness:
+    """Servers over one data directory, with the hosts `here`, a Docker engine, and `pods`, a namespace."""
+
+    def __init__(self, directory: Path, cluster: "Cluster", namespace: str) -> None:
+        self.cluster = cluster
+        self.namespace = namespace
+        self.image = cluster.image
+        self.relays = free_address(ADDRESS)
+        self.config = directory / "fastlane.toml"
+        self._data_dir = directory / "data"
+        self._server: Server | None = None
+
+    def settings(self, more: str = "", **of_pods: str) -> None:
+        """Write the settings: those of `pods` may be replaced."""
+        pods = {
+            "name": "pods",
+            "kind": "kubernetes",
+            "namespace": self.namespace,
+            "kubeconfig": str(self.cluster.kubeconfig),
+            "kit_image": KIT_IMAGE,
+            "relay_address": self.relays,
+            **of_pods,
+        }
+        self.config.write_text(
+            "\n".join(
+                [
+                    f'relay_listen = "{self.relays}"',
+                    more,
+                    f'[[hosts]]\nname = "here"\nengine = "{engine_address()}"\nmax_running = 2',
+                    "[[hosts]]\nmax_running = 8",
+                    *(f'{name} = "{value}"' for name, value in pods.items()),
+                    '[[pools]]\nname = "pods"\npattern = "pod-*"\nhosts = "pods"',
+                    '[[pools]]\nname = "both"\npattern = "*"\nhosts = "here,pods"',
+                ]
+            )
+        )
+
+    @property
+    def server(self) -> Server:
+        if self._server is None:
+            if not self.config.exists():
+                self.settings("insecure = true")
+            self._server = Server(self._data_dir, "--config", str(self.config))
+            with self.client() as client:
+                wait_until(lambda: all(host.availability == UP for host in client.hosts()), "both hosts are up")
+        return self._server
+
+    def client(self) -> Client:
+        return Client(self.server.address)
+
+    @contextmanager
+    def running(self, script: str) -> Iterator["subprocess.Popen[bytes]"]:
+        """A `fastlane run` of a shell's script, on a pod."""
+        command = [*FASTLANE, "run", "--verbose", "--task", "pod-x", "--entrypoint", "sh", self.image, "-c", script]
+        with subprocess.Popen(
+            command, env=environment(self.server.address), stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        ) as process:
+            try:
+                yield process
+            finally:
+                process.kill()
+
+    def log(self) -> str:
+        return Path(f"{self._data_dir}.log").read_text()
+
+    def close(self) -> None:
+        if self._server:
+            self._server.end(signal.SIGTERM)
+
+
+UP = pb.EngineHost.AVAILABILITY_UP
+
+
+@pytest.fixture
+def harness(tmp_path: Path, own_cluster: "Cluster", namespace: str) -> Iterator[Harness]:
+    harness = Harness(tmp_path, own_cluster, namespace)
+    yield harness
+    harness.close()
+
+
+def test_a_run_on_a_pod_has_the_output_and_exit_status_of_its_job(harness: Harness) -> None:
+    with harness.running("echo hello; echo oh >&2; printf 'no newline'; exit 3") as process:
+        out, err = process.communicate(timeout=SECONDS)
+    assert (process.returncode, out) == (3, b"hello\nno newline")
+    assert b"oh" in err.splitlines(), err
+
+
+def test_output_of_a_pod_is_live_and_a_stop_lets_it_say_its_last_words(harness: Harness) -> None:
+    with harness.running("trap 'echo bye; exit 7' TERM; echo up; while :; do sleep 0.1; done") as process:
+        assert process.stdout
+        assert process.stderr
+        job_id = process.stderr.readline().decode().split()[2].rstrip(",")
+        assert process.stdout.readline() == b"up\n"
+        assert fastlane(harness.server, "stop", "--grace", "60s", job_id).returncode == 0
+        out, err = process.communicate(timeout=SECONDS)
+    assert (process.returncode, out) == (130, b"bye\n"), err
+
+
+def test_a_server_killed_in_a_flood_of_a_pod_loses_no_byte(harness: Harness) -> None:
+    with harness.running(FLOOD) as process:
+        assert process.stdout
+        out = process.stdout.readline()
+        for _ in range(3):
+            harness.server.end(signal.SIGKILL)
+            harness.server.start()
+            out += process.stdout.read(4_000_000)
+        out += process.stdout.read()
+        assert process.wait(SECONDS) == 4
+    # Not compared by pytest, which would show where they differ for minutes.
+    assert hashlib.sha256(out).digest() == hashlib.sha256(WHOLE).digest(), f"{len(out)} of {len(WHOLE)} bytes"
+
+
+def test_one_queue_has_an_engine_and_a_cluster_behind_it(harness: Harness) -> None:
+    with harness.client() as client:
+        words = ["echo $0; exit 5", "told"]
+        tasks = [*["pod-a"] * 3, *["any"] * 8]
+        jobs = [client.enqueue(task, harness.image, args=words, entrypoint=["sh", "-c"]) for task in tasks]
+        ends = [list(client.tail(job.execution.id))[-1] for job in jobs]
+        hosts = [client.execution(job.execution.id).host for job in jobs]
+        kinds = {host.name: (host.kind, host.capture, host.address[:5]) for host in client.hosts()}
+    assert [end.exit_status for end in ends] == [5] * 11
+    assert hosts[:3] == ["pods"] * 3
+    assert set(hosts[3:]) == {"here", "pods"}
+    assert kinds["pods"] == (pb.EngineHost.KIND_KUBERNETES, pb.EngineHost.CAPTURE_RELAY, "https")
+    assert kinds["here"][0] == pb.EngineHost.KIND_DOCKER
+    told = fastlane(harness.server, "hosts").stdout.decode()
+    assert re.search(r"^pods +up .* kubernetes +v1\.\S+ +relay +https://", told, re.MULTILINE), told
+
+
+def test_what_only_an_engine_has_is_refused_before_a_job_is_queued(harness: Harness) -> None:
+    refused = fastlane(harness.server, "run", "--task", "pod-a", "--network", "builds", harness.image, "true")
+    assert refused.returncode == 1
+    assert b"is of a Docker engine" in refused.stderr
+    assert b"on host 'pods'" in refused.stderr
+
+
+def with_tls(harness: Harness, directory: Path, authority: Authority, trusted: Authority) -> None:
+    pair = authority.sign("server", names=f"DNS:localhost,IP:127.0.0.1,IP:{ADDRESS}")
+    both = directory / "both.pem"
+    both.write_bytes(pair.cert.read_bytes() + pair.key.read_bytes())
+    harness.settings(f'tls_cert = "{both}"\ntls_key = "{both}"\nrelay_ca = "{trusted.cert}"')
+
+
+def test_a_relay_speaks_tls_with_a_server_that_has_a_certificate(
+    harness: Harness, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    authority = Authority(tmp_path)
+    with_tls(harness, tmp_path, authority, authority)
+    monkeypatch.setenv("FASTLANE_TLS_CA", str(authority.cert))
+    server = Server(tmp_path / "data", "--config", str(harness.config))
+    try:
+        with Client(server.address, tls_ca=authority.cert) as client:
+            job = client.enqueue("pod-a", harness.image, args=["echo told; exit 5"], entrypoint=["sh", "-c"])
+            *events, end = client.tail(job.execution.id)
+            assert end.exit_status == 5
+            assert b"told\n" in [getattr(event, "data", b"") for event in events]
+    finally:
+        server.end(signal.SIGTERM)
+    assert "in the clear" not in harness.log()
+
+
+def test_a_relay_refuses_a_server_of_another_authority(
+    harness: Harness, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    authority, other = Authority(tmp_path), Authority(tmp_path, "other")
+    with_tls(harness, tmp_path, authority, other)
+    monkeypatch.setenv("FASTLANE_TLS_CA", str(authority.cert))
+    server = Server(tmp_path / "data", "--config", str(harness.config))
+    try:
+        with Client(server.address, tls_ca=authority.cert) as client:
+            job = client.enqueue("pod-a", harness.image, args=["echo told"], entrypoint=["sh", "-c"])
+            api, pod = harness.cluster.api(), f"fastlane-{job.execution.id}"
+            wait_until(lambda: "unknown authority" in relay_log(api, pod, harness.namespace), "the relay says why")
+            assert client.execution(job.execution.id).state == pb.STATE_PREPARING
+    finally:
+        server.end(signal.SIGTERM)
+
+
+def relay_log(api: Any, pod: str, namespace: str) -> str:
+    """Return what the relay of a pod printed, by the log of the node."""
+    from kubernetes.client import ApiException
+
+    try:
+        return str(api.read_namespaced_pod_log(pod, namespace, container="relay"))
+    except ApiException:
+        return ""
+
+
+def test_no_byte_reaches_the_record_of_an_execution_that_has_ended(harness: Harness) -> None:
+    with harness.client() as client:
+        job = client.enqueue("pod-a", harness.image, args=["echo told"], entrypoint=["sh", "-c"])
+        assert list(client.tail(job.execution.id))[-1].exit_status == 0
+        data_dir = harness.server.data_dir
+        [directory] = data_dir.glob(f"logs/*/{job.execution.id}")
+        token = RelayTokens.kept_in(data_dir).token(job.execution.id, pod_number(directory))
+        before = (directory / "log").read_bytes()
+        for execution_id in (job.execution.id, new_id(), "../..", ""):
+            metadata = (("fastlane-execution", execution_id), ("fastlane-token", token))
+            with grpc.insecure_channel(harness.relays) as channel:
+                call = channel.stream_stream(f"/{SERVICE}/Copy")(iter([bytes(8) + b"a piece"]), metadata=metadata)
+                with pytest.raises(grpc.RpcError) as refused:
+                    next(call)
+                assert refused.value.code() is grpc.StatusCode.UNAUTHENTICATED
+        assert (directory / "log").read_bytes() == before
+
+
+def test_pods_send_nothing_in_the_clear_unless_that_is_accepted(harness: Harness) -> None:
+    harness.settings()
+    refused = subprocess.run(
+        [*FASTLANE, "server", "--config", harness.config, "--data-dir", harness.config.parent / "other"],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+    )
+    assert refused.returncode == 1
+    assert f"pods would send their output to {harness.relays} in the clear (tls_cert)" in refused.stderr
+    assert "insecure: pods send their output" in (harness.settings("insecure = true"), harness.server, harness.log())[2]
+
+
+def test_the_doctor_tells_of_a_cluster_what_a_server_would_find(harness: Harness) -> None:
+    def examined() -> str:
+        harness.settings("insecure = true", **replaced)
+        command = [*FASTLANE, "doctor", "--config", str(harness.config), "--data-dir", str(harness.config.parent / "d")]
+        return subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=SECONDS).stdout
+
+    replaced: dict[str, str] = {}
+    told = examined()
+    assert re.search(r"ok +cluster of pods +v1\.\S+ at https://", told), told
+    assert re.search(rf"ok +rights of pods .*{harness.namespace}", told), told
+    assert re.search(rf"ok +pods of pods .*{re.escape(KIT_IMAGE)}", told), told
+    assert re.search(r"ok +relays of pods .*in the clear", told), told
+    replaced = {"namespace": "nowhere"}
+    assert re.search(r'FAIL +pods of pods .*namespaces "nowhere" not found', examined())
+    assert harness.cluster.control_plane
+    replaced = {"kubeconfig": str(harness.cluster.control_plane.user_kubeconfig)}
+    assert re.search(r"FAIL +rights of pods +the account may not create pods, delete pods", examined())
+    replaced = {"context": "elsewhere"}
+    assert re.search(r"FAIL +cluster of pods .*cannot be read.*elsewhere", examined())
