@@ -105,6 +105,12 @@ ROWS: Mapping[str, Row] = {
             *("tests/test_record_disk.py", "tests/test_inodes.py"),
         ),
     ),
+    "disk-read-only": Row(
+        "calls, health and log say why nothing is stored; containers go on; after a repair nothing is lost or doubled",
+        "an error of the file system, for which the kernel makes it read-only, and its repair",
+        "tests",
+        ("tests/test_disk_read_only.py",),
+    ),
     "damage": Row(
         "damage is found and told; a reader gets a gap and no wrong byte",
         "changed, cut, missing and foreign records, databases and backups, chosen at random",

@@ -213,6 +213,14 @@ FINAL_STATES = [state for state in State if state.final]
 # ---- enqueue
 
 
+async def test_a_probe_of_the_store_writes_to_the_disk(harness: StoreHarness) -> None:
+    # SQLite appends to it in each commit that changes a page, and in no other.
+    log = harness.path.with_name("fastlane.db-wal")
+    before = log.stat().st_size
+    await harness.store.probe()
+    assert log.stat().st_size > before
+
+
 async def test_the_same_request_id_with_the_same_request_answers_the_same_job(store: Store) -> None:
     first, existing = await store.enqueue(task_id="task", spec=SPEC, request_id="once", caller_address="a")
     assert not existing

@@ -43,9 +43,10 @@ def claimed(path: Path) -> Iterator[None]:
             raise CannotServe(
                 f"{path / 'lock'} is a symbolic link, which no server creates; check its target, and remove it"
             ) from error
-        raise CannotServe(
-            f"cannot use {path} as data directory: {error.strerror}; choose another with --data-dir"
-        ) from error
+        advice = "choose another with --data-dir"
+        if error.errno == errno.EROFS:
+            advice = f"the kernel's log (dmesg) says why it became so; repair it and mount it again, or {advice}"
+        raise CannotServe(f"cannot use {path} as data directory: {error.strerror}; {advice}") from error
     try:
         if (kind := file_system(path)) in NETWORK:
             raise CannotServe(
@@ -108,6 +109,16 @@ def is_full(path: Path) -> bool:
         return free_bytes(path) < _FULL_BYTES or free_inodes(path) == 0
     except OSError:
         return False
+
+
+def write_error(path: Path) -> str:
+    """Return why no file can be created in the directory, in the kernel's words; empty: one can. Leaves no file."""
+    try:
+        os.close(os.open(path, os.O_TMPFILE | os.O_WRONLY | os.O_CLOEXEC, 0o600))
+    except OSError as error:
+        # A file system without files that have no name.
+        return "" if error.errno in {errno.EOPNOTSUPP, errno.EISDIR} else str(error.strerror)
+    return ""
 
 
 def disk_bytes(path: Path) -> int:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, TypeVar
 from sqlite_utils import Database
 
 from fastlane_grpc.errors import DiskFull, Refusal, StoreFailed
+from fastlane_grpc.machine.data_directory import write_error
 from fastlane_grpc.store import loss
 from fastlane_grpc.store.migrations import migrations
 
@@ -83,7 +84,9 @@ def refusal(error: Exception, path: Path) -> Refusal:
     """Return the refusal for such a failure. Nothing was stored, and the same call may succeed later."""
     if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL:
         return DiskFull(f"there is no room to write {path}", retry_seconds=RETRY_SECONDS)
-    return StoreFailed(f"{path} cannot be used: {error}", retry_seconds=RETRY_SECONDS)
+    # SQLite says "disk I/O error" also for a file system that is read-only.
+    reason = write_error(path.parent)
+    return StoreFailed(f"{path} cannot be used: {error}{reason and f' ({reason})'}", retry_seconds=RETRY_SECONDS)
 
 
 @contextmanager

@@ -960,7 +960,9 @@ class Store:
         """Write something that changes nothing, down to the disk. DiskFull or StoreFailed: that was not possible."""
 
         def work(db: Connection) -> Written[None]:
-            db.execute("UPDATE kept SET waiting = waiting")
+            # SQLite writes nothing for a row that stays as it is. Here the page has changed, and changed back.
+            for change in (1, -1):
+                db.execute("UPDATE kept SET waiting = waiting + ?", [change])
             # A write as small as this may fit where a larger one has failed: SQLite's log keeps the space it was given.
             if (free := free_bytes(self._writer.path.parent)) < PROBE_FREE_BYTES:
                 raise DiskFull(f"there are {free} bytes left to write {self._writer.path}")
