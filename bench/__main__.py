@@ -14,6 +14,7 @@ from bench import (
     lookups,
     masking,
     million,
+    observed,
     page,
     readers,
     running,
@@ -51,6 +52,7 @@ def main() -> None:
         lambda: page.rows(stage, rounds),
         lambda: throughput.rows(stage, image, engine, rounds),
         lambda: masking.rows(stage, image, engine, rounds),
+        lambda: observed.rows(stage, rounds),
     ):
         for row in rows():
             print(row, flush=True)

@@ -2,6 +2,7 @@
 its own)."""
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from bench.calls import ECHO, IN_FLIGHT, calls_per_second, echo_server
@@ -21,10 +22,15 @@ def row(stage: Path, rounds: int) -> Ratio:
             f"durable EnqueueJob, {IN_FLIGHT} in flight, against an empty call",
             "calls/s",
             0.5,
-            lambda: calls_per_second(running.address, ENQUEUE, [_request(number) for number in range(CALLS)]),
+            lambda: calls_per_second(running.address, ENQUEUE, some_requests(CALLS)),
             lambda: calls_per_second(echo_address, ECHO, [b""] * CALLS),
             rounds=rounds,
         )
+
+
+def some_requests(count: int) -> Sequence[bytes]:
+    """Return new requests to enqueue, encoded; each makes a job."""
+    return [_request(number) for number in range(count)]
 
 
 def _request(number: int) -> bytes:

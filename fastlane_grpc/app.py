@@ -321,7 +321,7 @@ class Server:
             from fastlane_grpc.tracing.otlp import OtlpExporter
         except ImportError as error:
             raise CannotServe(f"tracing is on, and OpenTelemetry is not installed: {ADVICE}") from error
-        self.tracing = Tracing(self.store, OtlpExporter(self.store.instance))
+        self.tracing = Tracing(self.store, OtlpExporter(self.store.instance, self.counts.spans))
         parts.push_async_callback(self.tracing.close)
         self.listeners.append(self.tracing.on_commit)
         self.run(parts, "traces", self.tracing.run, restart=True)

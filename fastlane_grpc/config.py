@@ -1043,6 +1043,15 @@ def default_engine(environ: Mapping[str, str]) -> str:
     return address
 
 
+def otlp_queue_size() -> int:
+    """Return how many spans may wait for the collector, as OpenTelemetry's variable sets it. ValueError: it is no
+    number above 0."""
+    text = os.environ.get("OTEL_BSP_MAX_QUEUE_SIZE", "2048")
+    if not text.isdecimal() or int(text) == 0:
+        raise ValueError(f"OTEL_BSP_MAX_QUEUE_SIZE is {text!r}; must be a number above 0")
+    return int(text)
+
+
 def otlp_protocol(environ: Mapping[str, str] = os.environ) -> str:
     """The protocol of OpenTelemetry's own variables; grpc if they name none."""
     names = ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")

@@ -89,11 +89,23 @@ class NotificationCounts:
 
 
 @dataclass(frozen=True, slots=True)
+class SpanCounts:
+    """Counts of the spans of traces that were recorded.
+
+    `sent`: the collector took them. `failed`: it did not. `dropped`: too many waited for it."""
+
+    sent: Tally = field(default_factory=Tally)
+    failed: Tally = field(default_factory=Tally)
+    dropped: Tally = field(default_factory=Tally)
+
+
+@dataclass(frozen=True, slots=True)
 class Counts:
-    """All counts of one server: of its store, its notifications, of gRPC and of HTTP."""
+    """All counts of one server: of its store, its notifications, its traces, of gRPC and of HTTP."""
 
     store: StoreCounts = field(default_factory=StoreCounts)
     notifications: NotificationCounts = field(default_factory=NotificationCounts)
+    spans: SpanCounts = field(default_factory=SpanCounts)
     grpc: dict[str, CallCounts] = field(default_factory=dict)
     # By verb and by the pattern of the path.
     http: dict[tuple[str, str], CallCounts] = field(default_factory=dict)

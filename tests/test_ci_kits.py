@@ -347,6 +347,17 @@ def tail(programs: Path, server: Server, *arguments: str, **variables: str) -> "
     )
 
 
+def test_a_step_passes_the_trace_of_its_environment_on(programs: Path, server: Server, image: str) -> None:
+    trace_id = "3af7651916cd43dd8448eb211c80319c"
+    variables = {"TRACEPARENT": f"00-{trace_id}-b7ad6b7169203331-01", "TRACESTATE": "rojo=1"}
+    words = ["sh", "-c", "echo $TRACEPARENT $TRACESTATE"]
+    printed, _ = tail(programs, server, image, *words, **variables).communicate(timeout=60)
+    assert re.fullmatch(f"00-{trace_id}-[0-9a-f]{{16}}-01 rojo=1\n", printed.decode())
+    # What cannot be sent is ignored, as what is not valid.
+    step = tail(programs, server, image, *words, TRACEPARENT="00-\N{SNOWMAN}", TRACESTATE="rojo=1")
+    assert (step.communicate(timeout=60)[0], step.returncode) == (b"\n", 0)
+
+
 @pytest.mark.parametrize(
     ("words", "options", "status"),
     [

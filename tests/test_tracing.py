@@ -1,5 +1,6 @@
 """Traces of jobs, as a collector gets them: one span for each attempt and each of its steps, whatever is killed."""
 
+import re
 import sys
 import threading
 import time
@@ -9,6 +10,7 @@ from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
+from urllib.request import urlopen
 
 import docker
 import grpc
@@ -17,6 +19,7 @@ from google.protobuf import duration_pb2
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2
 
 from fastlane_grpc.client import Backoff, Client
+from fastlane_grpc.counts import SpanCounts
 from fastlane_grpc.doctor import Level
 from fastlane_grpc.doctor.tracing import about_tracing
 from fastlane_grpc.errors import CannotServe
@@ -26,10 +29,11 @@ from fastlane_grpc.tracing import JobTrace, Span, spans_of
 from fastlane_grpc.tracing.otlp import OtlpExporter
 from fastlane_grpc.v1 import fastlane_pb2 as pb
 from fastlane_grpc.v1 import fastlane_pb2_grpc as pb_grpc
+from tests.commands import fastlane
 from tests.otlp_receiver import OtlpReceiver, attributes_of, receiving
 from tests.parts import Parts
 from tests.reading import Reader
-from tests.serving import Server, clear
+from tests.serving import Server, clear, serving_on
 
 CALLER = TraceContext("0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331", 1, "rojo=1")
 UNSAMPLED = TraceContext("1af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331")
@@ -116,6 +120,29 @@ def test_a_trace_goes_on_over_a_server_that_is_killed(
     assert receiver.metadata[0]["x-team"] == "mail"
 
 
+@pytest.mark.engine
+def test_a_command_passes_the_trace_of_its_environment_on(
+    tmp_path: Path, sdk: docker.DockerClient, image: str, receiver: OtlpReceiver, variables: None
+) -> None:
+    caller = TraceContext("2af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331", 1, "rojo=1")
+    envs = {"TRACEPARENT": caller.parent, "TRACESTATE": caller.state}
+    with serving_on(sdk, tmp_path / "data", tracing="true", http_listen="127.0.0.1:0") as server:
+        run = ["run", "--task", "traced", image, "sh", "-c", "echo $TRACEPARENT $TRACESTATE"]
+        ran = fastlane(None, *run, FASTLANE_ADDRESS=server.address, **envs)
+        spans = receiver.of_trace(caller.trace_id, 7)
+        not_valid = fastlane(None, *run, FASTLANE_ADDRESS=server.address, TRACEPARENT="\N{SNOWMAN}")
+        metrics = urlopen(f"http://127.0.0.1:{server.http_port}/metrics").read().decode()
+    [enqueue] = [span for span in spans.values() if span.name == "enqueue traced"]
+    assert enqueue.parent_span_id.hex() == caller.span_id
+    [run_span] = [id_ for id_, span in spans.items() if span.name == "run"]
+    assert ran.stdout.decode() == f"{caller.at(run_span).parent} rojo=1\n"
+    assert not_valid.returncode == 0
+    assert caller.trace_id not in not_valid.stdout.decode()
+    sent = re.search(r'^fastlane_spans_total\{outcome="sent"\} ([0-9.]+)$', metrics, re.MULTILINE)
+    assert sent is not None
+    assert float(sent[1]) >= 7
+
+
 # ---- the exporter
 
 
@@ -130,7 +157,8 @@ def test_a_collector_that_hangs_costs_neither_time_nor_memory(
     monkeypatch.setenv("OTEL_BSP_MAX_QUEUE_SIZE", "10")
     monkeypatch.setenv("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "5")
     receiver.hangs = True
-    exporter, before = OtlpExporter("instance", close_seconds=0.1), len(receiver.spans)
+    counts = SpanCounts()
+    exporter, before = OtlpExporter("instance", counts, close_seconds=0.1), len(receiver.spans)
     start = time.monotonic()
     exporter.export([some_span(number) for number in range(1, 1000)])
     exporter.close()
@@ -138,6 +166,8 @@ def test_a_collector_that_hangs_costs_neither_time_nor_memory(
     receiver.go_on()
     receiver.wait_for(lambda spans: len(spans) > before)
     assert len(receiver.spans) - before <= 20, "what did not fit in is dropped"
+    # One batch was taken by the sender, which hung, and the queue was full.
+    assert 999 - counts.dropped.value in range(10, 20)
 
 
 def test_a_collector_that_is_not_there_is_told_of_once(
@@ -145,9 +175,11 @@ def test_a_collector_that_is_not_there_is_told_of_once(
 ) -> None:
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "1")
-    exporter = OtlpExporter("instance", close_seconds=0.3)
+    counts = SpanCounts()
+    exporter = OtlpExporter("instance", counts, close_seconds=0.3)
     exporter.export([some_span()])
     exporter.close()
+    assert (counts.sent.value, counts.failed.value, counts.dropped.value) == (0, 1, 0)
     told = capsys.readouterr()
     assert (told.out + told.err).count("traces are not exported") == 1
 
@@ -167,17 +199,19 @@ def test_traces_are_exported_by_http_too(monkeypatch: pytest.MonkeyPatch) -> Non
         threading.Thread(target=collector.serve_forever, daemon=True).start()
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{collector.server_port}")
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf")
-        exporter = OtlpExporter("instance")
+        counts = SpanCounts()
+        exporter = OtlpExporter("instance", counts)
         exporter.export([some_span()])
         exporter.close()
         collector.shutdown()
+    assert (counts.sent.value, counts.failed.value, counts.dropped.value) == (1, 0, 0)
     [request] = map(trace_service_pb2.ExportTraceServiceRequest.FromString, bodies)
     assert request.resource_spans[0].scope_spans[0].spans[0].name == "enqueue mail"
 
 
 def test_a_sampler_is_that_of_the_variables(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OTEL_TRACES_SAMPLER", "parentbased_always_off")
-    exporter = OtlpExporter("instance")
+    exporter = OtlpExporter("instance", SpanCounts())
     assert not exporter.sampled(UNSAMPLED.trace_id, None)
     assert exporter.sampled(CALLER.trace_id, CALLER)
     exporter.close()
@@ -186,7 +220,14 @@ def test_a_sampler_is_that_of_the_variables(monkeypatch: pytest.MonkeyPatch) -> 
 def test_a_protocol_that_does_not_exist_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_PROTOCOL", "http/json")
     with pytest.raises(CannotServe, match=r"OTEL_EXPORTER_OTLP_PROTOCOL is 'http/json'; must be one of grpc"):
-        OtlpExporter("instance")
+        OtlpExporter("instance", SpanCounts())
+
+
+@pytest.mark.parametrize("size", ["0", "many"])
+def test_a_queue_for_spans_needs_a_size(monkeypatch: pytest.MonkeyPatch, size: str) -> None:
+    monkeypatch.setenv("OTEL_BSP_MAX_QUEUE_SIZE", size)
+    with pytest.raises(CannotServe, match=f"OTEL_BSP_MAX_QUEUE_SIZE is '{size}'; must be a number above 0"):
+        OtlpExporter("instance", SpanCounts())
 
 
 # ---- the extra

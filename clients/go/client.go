@@ -48,6 +48,9 @@ type Options struct {
 	Token string
 	// TokenFile is a file with the token, which is read anew for each call.
 	TokenFile string
+	// Traceparent and Tracestate, of W3C Trace Context, are sent with each call: jobs belong to that trace. Set neither
+	// if Dial instruments the calls for OpenTelemetry. The server ignores what is not valid.
+	Traceparent, Tracestate string
 	// Dial are further options of gRPC.
 	Dial []grpc.DialOption
 }
@@ -59,12 +62,12 @@ func New(address string, options Options) (*Client, error) {
 		return nil, failed(codes.Unauthenticated, "TLS: %v", err)
 	}
 	// A token that cannot be used is told at once, not after the first connect.
-	if _, err := shownToken(options).GetRequestMetadata(context.Background()); err != nil {
+	if _, err := callMetadata(options).GetRequestMetadata(context.Background()); err != nil {
 		return nil, err
 	}
 	dial := append([]grpc.DialOption{
 		grpc.WithTransportCredentials(secure),
-		grpc.WithPerRPCCredentials(shownToken(options)),
+		grpc.WithPerRPCCredentials(callMetadata(options)),
 		// Finds a dead connection while a call is open.
 		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 30 * time.Second, Timeout: 10 * time.Second}),
 		// gRPC's own pauses between connects grow to two minutes.
@@ -106,10 +109,11 @@ func (o Options) transport() (credentials.TransportCredentials, error) {
 	return credentials.NewTLS(config), nil
 }
 
-// shownToken is the credentials of each call. A server on loopback may want a token without TLS.
-type shownToken Options
+// callMetadata is the credentials of each call, and its place in a trace. A server on loopback may want a token
+// without TLS.
+type callMetadata Options
 
-func (o shownToken) GetRequestMetadata(context.Context, ...string) (map[string]string, error) {
+func (o callMetadata) GetRequestMetadata(context.Context, ...string) (map[string]string, error) {
 	token := o.Token
 	if o.TokenFile != "" {
 		text, err := os.ReadFile(o.TokenFile)
@@ -119,16 +123,27 @@ func (o shownToken) GetRequestMetadata(context.Context, ...string) (map[string]s
 		token = string(text)
 	}
 	token = strings.TrimSpace(token)
-	if strings.ContainsFunc(token, func(r rune) bool { return r < ' ' || r > '~' }) {
+	if !isSendable(token) {
 		return nil, failed(codes.Unauthenticated, "a token has printable characters of ASCII only")
 	}
-	if token == "" {
-		return nil, nil
+	metadata := map[string]string{}
+	if token != "" {
+		metadata["authorization"] = "Bearer " + token
 	}
-	return map[string]string{"authorization": "Bearer " + token}, nil
+	if o.Traceparent != "" && isSendable(o.Traceparent) {
+		metadata["traceparent"] = o.Traceparent
+		if o.Tracestate != "" && isSendable(o.Tracestate) {
+			metadata["tracestate"] = o.Tracestate
+		}
+	}
+	return metadata, nil
 }
 
-func (o shownToken) RequireTransportSecurity() bool { return false }
+func isSendable(text string) bool {
+	return !strings.ContainsFunc(text, func(r rune) bool { return r < ' ' || r > '~' })
+}
+
+func (o callMetadata) RequireTransportSecurity() bool { return false }
 
 // Close ends all calls and tails.
 func (c *Client) Close() error { return c.connection.Close() }

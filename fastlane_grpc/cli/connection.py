@@ -19,6 +19,7 @@ from fastlane_grpc.cli.display.terminal import say
 from fastlane_grpc.cli.errors import UNAVAILABLE, WRONG_USE, Failure, cause
 from fastlane_grpc.text.redaction import mask_secrets
 from fastlane_grpc.text.sanitize import printable
+from fastlane_grpc.trace_context import TraceContext
 
 # How long the commands wait for a server that does not answer, which may just be restarting.
 _RETRY_FOR = timedelta(seconds=3)
@@ -38,8 +39,13 @@ _Answer = TypeVar("_Answer")
 def client_of(address: str) -> Callable[..., api.Client]:
     """Return a function that makes clients for the server of the running command, with options of `Client`."""
     meta = click.get_current_context().meta
-    tls: dict[str, Any] = {name: meta.get(f"fastlane.{name}") for name in TLS_OPTIONS}
-    return partial(api.Client, address, token=_token(), token_file=meta.get("fastlane.token_file"), **tls)
+    options: dict[str, Any] = {name: meta.get(f"fastlane.{name}") for name in TLS_OPTIONS}
+    # What is not valid is ignored, as the specification of W3C Trace Context says.
+    environ = click.get_current_context().obj or {}
+    trace = TraceContext.read([environ.get("TRACEPARENT", "")], [environ.get("TRACESTATE", "")])
+    if trace:
+        options |= {"traceparent": trace.parent, "tracestate": trace.state}
+    return partial(api.Client, address, token=_token(), token_file=meta.get("fastlane.token_file"), **options)
 
 
 def _token() -> str:

@@ -60,6 +60,8 @@ class AsyncClient:
         tls_key: FilePath | None = None,
         token: str = "",
         token_file: FilePath | None = None,
+        traceparent: str = "",
+        tracestate: str = "",
     ) -> None:
         self._timeout_seconds = requests.seconds(timeout)
         self._retry_seconds = self._timeout_seconds if retry_for is None else requests.seconds(retry_for, "retry_for")
@@ -68,7 +70,9 @@ class AsyncClient:
         self._own_channel = channel.asynchronous(address, backoff, secure) if isinstance(address, str) else None
         line = self._own_channel or address
         assert not isinstance(line, str)
-        line = channel.with_token(line, token, token_file)
+        line = channel.with_metadata(
+            line, token=token, token_file=token_file, traceparent=traceparent, tracestate=tracestate
+        )
         self._jobs = pb_grpc.JobServiceStub(line)
         self._executions = pb_grpc.ExecutionServiceStub(line)
         self._tasks = pb_grpc.TaskServiceStub(line)

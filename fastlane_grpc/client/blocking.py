@@ -51,7 +51,8 @@ class Client:
     With `tls_ca`, a file of authorities in PEM or "system", the connection is encrypted and the server's certificate
     checked. `tls_cert` and `tls_key` are the files of the client's own certificate. TlsFailed.
     Each call has the `token`, if the server requires one: Unauthenticated, PermissionDenied. A `token_file` is read
-    anew for each call.
+    anew for each call. With `traceparent` and `tracestate`, of W3C Trace Context, jobs belong to that trace. A program
+    with OpenTelemetry's instrumentation of gRPC needs neither.
 
     A call may take `timeout` in all. While the server cannot be reached it is tried again for `retry_for` (as long as
     `timeout` if not given). All methods may be called from any thread; each tail, and each list while it is read,
@@ -69,6 +70,8 @@ class Client:
         tls_key: FilePath | None = None,
         token: str = "",
         token_file: FilePath | None = None,
+        traceparent: str = "",
+        tracestate: str = "",
     ) -> None:
         self._timeout_seconds = requests.seconds(timeout)
         self._retry_seconds = self._timeout_seconds if retry_for is None else requests.seconds(retry_for, "retry_for")
@@ -77,7 +80,9 @@ class Client:
         self._own_channel = channel.blocking(address, backoff, secure) if isinstance(address, str) else None
         line = self._own_channel or address
         assert not isinstance(line, str)
-        line = channel.with_token(line, token, token_file)
+        line = channel.with_metadata(
+            line, token=token, token_file=token_file, traceparent=traceparent, tracestate=tracestate
+        )
         self._jobs = pb_grpc.JobServiceStub(line)
         self._executions = pb_grpc.ExecutionServiceStub(line)
         self._tasks = pb_grpc.TaskServiceStub(line)

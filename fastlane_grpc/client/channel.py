@@ -1,10 +1,9 @@
 """The channel to a server, with the options that both clients need."""
 
 from collections.abc import Callable, Mapping
-from functools import partial
 from ipaddress import ip_address, ip_network
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, TypeAlias, TypeVar, cast
 
 import grpc
 
@@ -14,6 +13,7 @@ from fastlane_grpc.client.retries import Backoff
 from fastlane_grpc.client.tls import FilePath
 
 Line = TypeVar("Line")
+Metadata: TypeAlias = tuple[tuple[str, str], ...]
 
 _MAX_TOKEN = 4096
 _LOOPBACK = ("127.", "localhost:", "[::1]:")
@@ -33,38 +33,49 @@ def asynchronous(address: str, backoff: Backoff, credentials: grpc.ChannelCreden
     return grpc.aio.secure_channel(target, credentials, options=options)
 
 
-class WithToken:
-    """The calls of a channel, each with the token of its time. Generated stubs need no more of a channel."""
+class WithMetadata:
+    """The calls of a channel, each with the metadata of its time. Generated stubs need no more of a channel."""
 
-    def __init__(self, line: Any, token: Callable[[], str]) -> None:
+    def __init__(self, line: Any, metadata: Callable[[], Metadata]) -> None:
         self._line = line
-        self._token = token
+        self._metadata = metadata
 
     def unary_unary(self, *arguments: Any, **options: Any) -> Callable[..., Any]:
-        return self._shows_token(self._line.unary_unary(*arguments, **options))
+        return self._with_metadata(self._line.unary_unary(*arguments, **options))
 
     def unary_stream(self, *arguments: Any, **options: Any) -> Callable[..., Any]:
-        return self._shows_token(self._line.unary_stream(*arguments, **options))
+        return self._with_metadata(self._line.unary_stream(*arguments, **options))
 
-    def _shows_token(self, method: Callable[..., Any]) -> Callable[..., Any]:
+    def _with_metadata(self, method: Callable[..., Any]) -> Callable[..., Any]:
         def call(*arguments: Any, **options: Any) -> Any:
-            token = self._token()
-            metadata = (("authorization", f"Bearer {token}"),) if token else ()
-            return method(*arguments, metadata=metadata, **options)
+            return method(*arguments, metadata=self._metadata(), **options)
 
         return call
 
 
-def with_token(line: Line, token: str, token_file: FilePath | None) -> Line:
-    """Return the channel whose calls have a token: that of the file, read anew for each call, or `token`. Without any
-    it is the channel itself. Unauthenticated: the token cannot be read or sent."""
+def with_metadata(line: Line, *, token: str, token_file: FilePath | None, traceparent: str, tracestate: str) -> Line:
+    """Return the channel whose calls have a token and the place in a trace. The token is that of the file, read anew
+    for each call, or `token`. Without any of these it is the channel itself. Unauthenticated: the token cannot be read
+    or sent."""
+    trace = _trace(traceparent, tracestate)
     if token_file is not None:
         # A file that is missing is told at once, not by the first call.
         _token_of(token_file)
-        return cast("Line", WithToken(line, partial(_token_of, token_file)))
-    if not token:
-        return line
-    return cast("Line", WithToken(line, partial(str, _sendable(token, "token"))))
+        return cast("Line", WithMetadata(line, lambda: (*_shown(_token_of(token_file)), *trace)))
+    metadata = (*_shown(_sendable(token, "token")), *trace)
+    return cast("Line", WithMetadata(line, lambda: metadata)) if metadata else line
+
+
+def _shown(token: str) -> Metadata:
+    return (("authorization", f"Bearer {token}"),) if token else ()
+
+
+def _trace(traceparent: str, tracestate: str) -> Metadata:
+    """Return both, as far as they can be sent. The server ignores what is not valid."""
+    if not traceparent or not _is_sendable(traceparent):
+        return ()
+    state = (("tracestate", tracestate),) if tracestate and _is_sendable(tracestate) else ()
+    return (("traceparent", traceparent), *state)
 
 
 def _token_of(file: FilePath) -> str:
@@ -77,10 +88,14 @@ def _token_of(file: FilePath) -> str:
 
 
 def _sendable(token: str, name: str) -> str:
-    if not token.isascii() or not token.isprintable():
+    if not _is_sendable(token):
         # The message must not repeat it.
         raise _unusable(f"{name}: a token has printable characters of ASCII only")
     return token
+
+
+def _is_sendable(text: str) -> bool:
+    return text.isascii() and text.isprintable()
 
 
 def _unusable(message: str) -> Unauthenticated:

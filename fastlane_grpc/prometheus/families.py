@@ -110,6 +110,12 @@ def _attempts(snapshot: Snapshot) -> Samples:
             yield (receiver, outcome), snapshot.counts.notifications.attempts[receiver, outcome]
 
 
+def _spans(snapshot: Snapshot) -> Samples:
+    spans = snapshot.counts.spans
+    for outcome, tally in (("sent", spans.sent), ("failed", spans.failed), ("dropped", spans.dropped)):
+        yield (outcome,), tally.value
+
+
 def _streams(snapshot: Snapshot) -> Samples:
     doors: Mapping[str, Iterable[CallCounts]] = {
         "grpc": snapshot.counts.grpc.values(),
@@ -266,6 +272,13 @@ FAMILIES: Sequence[Family] = (
         "Attempts to deliver a notification, by the kind of the receiver and by the outcome.",
         ["receiver", "outcome"],
         _attempts,
+    ),
+    # ---- traces
+    CounterFamily(
+        "fastlane_spans_total",
+        "Spans of traces, by outcome; failed: the collector did not take them; dropped: too many waited for it.",
+        ["outcome"],
+        _spans,
     ),
     # ---- the store
     HistogramFamily(

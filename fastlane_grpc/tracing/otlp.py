@@ -12,13 +12,14 @@ import structlog
 from opentelemetry import trace
 from opentelemetry.context import Context
 from opentelemetry.sdk.resources import OTELResourceDetector, Resource
-from opentelemetry.sdk.trace import TracerProvider
-from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter
+from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
 from opentelemetry.sdk.trace.id_generator import IdGenerator
 from opentelemetry.trace.propagation import set_span_in_context
 from opentelemetry.trace.span import NonRecordingSpan, SpanContext, TraceFlags, TraceState
 
-from fastlane_grpc.config import otlp_protocol
+from fastlane_grpc.config import otlp_protocol, otlp_queue_size
+from fastlane_grpc.counts import SpanCounts
 from fastlane_grpc.errors import CannotServe
 from fastlane_grpc.text.redaction import mask_secrets
 from fastlane_grpc.trace_context import TraceContext
@@ -42,7 +43,7 @@ log = structlog.get_logger(__name__)
 class OtlpExporter:
     """Implements Exporter. Spans wait in a queue of limited length; a thread sends them."""
 
-    def __init__(self, instance: str, *, close_seconds: float = CLOSE_SECONDS) -> None:
+    def __init__(self, instance: str, counts: SpanCounts, *, close_seconds: float = CLOSE_SECONDS) -> None:
         """Raise CannotServe if a variable of OpenTelemetry is not valid. `instance`: the id of the server."""
         self._close_seconds = close_seconds
         _forward_logs()
@@ -51,8 +52,8 @@ class OtlpExporter:
         try:
             resource = Resource.create().merge(Resource(own)).merge(OTELResourceDetector().detect())
             provider = TracerProvider(resource=resource, id_generator=self._ids, shutdown_on_exit=False)
-            self._sender = _span_exporter()
-            self._processor = BatchSpanProcessor(self._sender)
+            self._sender = _CountingSender(_span_exporter(), counts)
+            self._processor = _CountingQueue(self._sender, counts)
         except (ValueError, OSError) as error:
             raise CannotServe(f"traces cannot be exported: {mask_secrets(str(error))}") from error
         provider.add_span_processor(self._processor)
@@ -88,6 +89,46 @@ class OtlpExporter:
             # Ends what the thread waits for.
             self._sender.shutdown()
             closing.join(_ABORT_SECONDS)
+
+
+class _CountingSender(SpanExporter):
+    """Counts the spans that an exporter sends, on the thread that sends them. `taken`: all spans that it got."""
+
+    def __init__(self, exporter: SpanExporter, counts: SpanCounts) -> None:
+        self._exporter = exporter
+        self._counts = counts
+        self.taken = 0
+
+    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+        self.taken += len(spans)
+        result = SpanExportResult.FAILURE
+        try:
+            result = self._exporter.export(spans)
+        finally:
+            tally = self._counts.sent if result is SpanExportResult.SUCCESS else self._counts.failed
+            tally.value += len(spans)
+        return result
+
+    def shutdown(self) -> None:
+        self._exporter.shutdown()
+
+
+class _CountingQueue(BatchSpanProcessor):
+    """Counts the spans that the queue drops, on the loop. The queue does not tell: those that are neither taken nor
+    dropped wait, and a span that comes while the queue is full pushes out another."""
+
+    def __init__(self, sender: _CountingSender, counts: SpanCounts) -> None:
+        self._most = otlp_queue_size()
+        self._sender = sender
+        self._counts = counts
+        self._given = 0
+        super().__init__(sender, self._most)
+
+    def on_end(self, span: ReadableSpan) -> None:
+        if self._given - self._counts.dropped.value - self._sender.taken >= self._most:
+            self._counts.dropped.value += 1
+        self._given += 1
+        super().on_end(span)
 
 
 class _ChosenIds(IdGenerator):

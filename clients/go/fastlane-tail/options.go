@@ -183,6 +183,7 @@ func (o *options) connect() (*fastlane.Client, error) {
 	if o.tokenFile == "" {
 		how.Token = o.variable("FASTLANE_TOKEN", "")
 	}
+	how.Traceparent, how.Tracestate = o.variable("TRACEPARENT", ""), o.variable("TRACESTATE", "")
 	return fastlane.New(o.address, how)
 }
 
