@@ -19,6 +19,7 @@ from fastlane_grpc.model import new_id
 from fastlane_grpc.rpc.relay import SERVICE
 from fastlane_grpc.v1 import fastlane_pb2 as pb
 from tests.certificates import Authority
+from tests.cluster.account import Account
 from tests.cluster.control_plane import ADDRESS
 from tests.cluster.kit import KIT_IMAGE
 from tests.cluster.processes import wait_until
@@ -164,6 +165,23 @@ def test_one_queue_has_an_engine_and_a_cluster_behind_it(harness: Harness) -> No
     assert kinds["here"][0] == pb.EngineHost.KIND_DOCKER
     told = fastlane(harness.server, "hosts").stdout.decode()
     assert re.search(r"^pods +up .* kubernetes +v1\.\S+ +relay +https://", told, re.MULTILINE), told
+
+
+def test_a_server_needs_the_role_of_the_manifests_and_no_other_right(
+    harness: Harness, tmp_path: Path, own_cluster: "Cluster"
+) -> None:
+    account = Account(tmp_path, own_cluster, harness.namespace)
+    # Nor do its pods have more than a namespace of that level allows.
+    level = {"metadata": {"labels": {"pod-security.kubernetes.io/enforce": "baseline"}}}
+    own_cluster.api().patch_namespace(harness.namespace, level)
+    harness.settings("insecure = true", kubeconfig=str(account.kubeconfig))
+    with harness.running("trap 'echo bye; exit 7' TERM; echo up; while :; do sleep 0.1; done") as process:
+        assert process.stdout
+        assert process.stdout.readline() == b"up\n"
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=SECONDS)
+    assert (process.returncode, out) == (130, b"bye\n"), err
+    wait_until(lambda: not own_cluster.api().list_namespaced_pod(harness.namespace).items, "the pod is removed")
 
 
 def test_what_only_an_engine_has_is_refused_before_a_job_is_queued(harness: Harness) -> None:

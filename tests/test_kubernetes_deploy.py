@@ -1,0 +1,154 @@
+"""The manifests and the chart in docs/deploy/kubernetes: their Role on a real cluster, and that both say the same."""
+
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import yaml
+
+from fastlane_grpc import config
+from fastlane_grpc.config import KubernetesHostSettings
+from fastlane_grpc.model import HostKind
+from tests.cluster.account import MANIFESTS, Account, manifests, of_kind
+from tests.cluster.processes import wait_until
+from tests.tools import ROOT
+
+if TYPE_CHECKING:
+    from tests.cluster.running import Cluster
+
+
+def rendered(**replaced: Any) -> list[Any]:
+    """Return the chart's objects. No Helm is at hand: its few words that the chart uses are carried out here."""
+    values = yaml.safe_load((MANIFESTS / "chart" / "values.yaml").read_text())
+    assert replaced.keys() <= values.keys()
+    values |= replaced
+    names = {f".Values.{name}": value for name, value in values.items()}
+    names |= {".Release.Name": "fastlane", ".Release.Namespace": "fastlane"}
+    lines, shown = [], [True]
+    for line in (MANIFESTS / "chart" / "templates" / "fastlane.yaml").read_text().splitlines():
+        if condition := re.fullmatch(r"\s*\{\{- (?:if (\S+)|(else)|(end)) \}\}", line):
+            if condition[1]:
+                shown.append(bool(names[condition[1]]))
+            elif condition[2]:
+                shown[-1] = not shown[-1]
+            else:
+                shown.pop()
+        elif all(shown):
+            lines.append(re.sub(r"\{\{-? (\S+)( \| nindent 4)? \}\}", lambda found: _value(names, found), line))
+    text = "\n".join(lines)
+    assert "{{" not in text, "the chart uses words that this test does not know"
+    return list(yaml.safe_load_all(text))
+
+
+def _value(names: Mapping[str, Any], found: "re.Match[str]") -> str:
+    value = str(names[found[1]])
+    return "".join(f"\n    {line}" for line in value.splitlines()) if found[2] else value
+
+
+def settings_of(objects: list[Any], directory: Path) -> config.Settings:
+    """Return the settings that the server has, by its file and its environment."""
+    [map_] = [each for each in objects if each["kind"] == "ConfigMap"]
+    [stateful] = [each for each in objects if each["kind"] == "StatefulSet"]
+    [server] = stateful["spec"]["template"]["spec"]["containers"]
+    file = directory / "fastlane.toml"
+    file.write_text(map_["data"]["fastlane.toml"])
+    image = re.findall(r"(FASTLANE_\w+)=(\S+)", (ROOT / "docs" / "deploy" / "Dockerfile").read_text())
+    environ = dict(image) | {each["name"]: each["value"] for each in server["env"]}
+    return config.load({}, environ, file)
+
+
+def test_the_chart_makes_the_manifests_of_its_own_values() -> None:
+    assert rendered() == manifests()
+
+
+def test_the_settings_of_the_manifests_are_settings(tmp_path: Path) -> None:
+    settings = settings_of(manifests(), tmp_path)
+    [host] = settings.kubernetes_hosts
+    assert (host.namespace, host.kubeconfig, settings.insecure) == ("fastlane", None, True)
+    assert settings.relay_listen == config.DEFAULT_RELAY_LISTEN
+    ports = {each["name"]: each["port"] for each in of_kind("Service")["spec"]["ports"]}
+    assert host.relay_address == f"fastlane.fastlane.svc:{ports['relays']}"
+    assert (ports["grpc"], ports["http"]) == (7020, 10000)
+
+
+def test_values_of_the_chart_reach_the_settings(tmp_path: Path) -> None:
+    objects = rendered(
+        tlsSecret="cert", auth="tokens", hostSettings='node_selector = "a=b"\ntolerations = "c"', maxRunning=7
+    )
+    settings = settings_of(objects, tmp_path)
+    [host] = settings.kubernetes_hosts
+    assert (settings.auth, settings.insecure, host.max_running) == ("tokens", False, 7)
+    assert (str(settings.tls_cert), str(settings.relay_ca)) == (
+        "/etc/fastlane-tls/tls.crt",
+        "/etc/fastlane-tls/ca.crt",
+    )
+    assert (host.node_selector, host.tolerations) == (("a=b",), ("c",))
+
+
+def test_the_network_policy_lets_in_the_pods_of_jobs_by_a_label_that_they_have() -> None:
+    from fastlane_grpc.kubernetes.pod_body import EXECUTION_LABEL
+
+    rules = of_kind("NetworkPolicy")["spec"]["ingress"]
+    [relays] = [rule for rule in rules if [port["port"] for port in rule["ports"]] == ["relays"]]
+    assert relays["from"] == [{"podSelector": {"matchExpressions": [{"key": EXECUTION_LABEL, "operator": "Exists"}]}}]
+
+
+# ---- the Role, on a real cluster
+
+
+@pytest.fixture
+def account(tmp_path: Path, cluster: "Cluster", namespace: str) -> Account:
+    account = Account(tmp_path, cluster, namespace)
+    wait_until(lambda: not account.missing(), "the role is in force")
+    return account
+
+
+@pytest.mark.cluster
+@pytest.mark.timeout(180)
+def test_the_role_of_the_manifests_has_each_right_that_is_needed_and_no_other(account: Account) -> None:
+    from fastlane_grpc.backend import BackendRefuses
+    from fastlane_grpc.kubernetes.configured import api_of
+    from fastlane_grpc.kubernetes.diagnostics import RIGHTS
+
+    [rule] = of_kind("Role")["rules"]
+    assert {each: tuple(rule["verbs"]) for each in rule["resources"]} == RIGHTS
+    api = api_of(account.host)
+    body = {"metadata": {"name": "x"}, "spec": {"containers": [{"name": "x", "image": "x"}]}}
+    calls: Mapping[str, Callable[[], object]] = {
+        "create": lambda: api.create(body, dry_run=True),
+        "delete": lambda: api.delete("x", grace_seconds=0, uid="x"),
+        "get": lambda: api.pod("x"),
+        "list": lambda: api.pods("a=b"),
+        "patch": lambda: api.patch("x", {"metadata": {}}),
+        "watch": lambda: api.watch("a=b", "1", silence_seconds=5),
+    }
+    assert tuple(sorted(calls)) == RIGHTS["pods"]
+    for verb, call in calls.items():
+        account.allow(*(other for other in calls if other != verb))
+        wait_until(lambda verb=verb: account.missing() == [f"{verb} pods"], f"{verb} is taken away")
+        with pytest.raises(BackendRefuses) as refused:
+            call()
+        assert f"cannot {verb} resource" in str(refused.value.diagnosis.advice)
+        assert "look at its Role" in refused.value.diagnosis.advice
+
+
+@pytest.mark.cluster
+@pytest.mark.timeout(180)
+def test_a_server_in_a_pod_uses_the_account_of_its_pod(
+    account: Account, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from kubernetes.config import incluster_config
+
+    # What a pod has: an address in two variables, and two files, which are here elsewhere.
+    server = re.fullmatch(r"https://([^:]+):(\d+)", account.cluster["server"])
+    assert server
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", server[1])
+    monkeypatch.setenv("KUBERNETES_SERVICE_PORT", server[2])
+    for name, content in (("TOKEN", account.token.encode()), ("CERT", account.authority())):
+        (tmp_path / name).write_bytes(content)
+        monkeypatch.setattr(incluster_config, f"SERVICE_{name}_FILENAME", str(tmp_path / name))
+    in_pod = KubernetesHostSettings("pods", HostKind.KUBERNETES, account.namespace, "kit:1", "127.0.0.1:1")
+    assert account.missing(in_pod) == []
+    assert account.missing(account.host) == []
