@@ -229,6 +229,10 @@ def test_a_relay_refuses_a_server_of_another_authority(
             api, pod = harness.cluster.api(), f"fastlane-{job.execution.id}"
             wait_until(lambda: "unknown authority" in relay_log(api, pod, harness.namespace), "the relay says why")
             assert client.execution(job.execution.id).state == pb.STATE_PREPARING
+            # Nothing was granted, so a stop needs no grace, and is certain.
+            client.stop(job.id, grace=3600)
+            assert list(client.tail(job.execution.id))[-1].state == pb.STATE_STOPPED
+            assert "before it was started" in client.execution(job.execution.id).outcome.detail
     finally:
         server.end(signal.SIGTERM)
 

@@ -1,11 +1,13 @@
 """The wait between the start of a container and its beginning, on a backend that first has to find a node for it.
 
-While it waits, a stop or the expire_time of the execution revokes the start, if the container has no node yet.
+While it waits, a stop or the expire_time of the execution revokes the start: through the backend if the container has
+no node yet, else through its capture, until that has granted the start.
 """
 
 from dataclasses import replace
 
 from fastlane_grpc.backend import BackendRefuses, Container, Diagnosis, RefusalKind, StartWait
+from fastlane_grpc.capture.handoff import CommandStatus
 from fastlane_grpc.clock import boottime
 from fastlane_grpc.execution.events import Died
 from fastlane_grpc.execution.lifecycle import Lifecycle, StopRequested
@@ -37,9 +39,15 @@ def revoke_for(lifecycle: Lifecycle, stop: Stop) -> None:
 
     Raises StopRequested if it was revoked.
     """
-    if lifecycle.backend.revoke(lifecycle.container):
+    if _revoked(lifecycle):
         raise StopRequested(stop)
     lifecycle.defer(StopCommand(stop))
+
+
+def _revoked(lifecycle: Lifecycle) -> bool:
+    """Revoke the start, if that is possible. True: the command has not run and never will."""
+    # A node may pull the image for a long time, or not reach the server, and the recorder has not begun.
+    return lifecycle.backend.revoke(lifecycle.container) or lifecycle.capture.revoke() is CommandStatus.NEVER_RAN
 
 
 def _wait(lifecycle: Lifecycle) -> Container:
@@ -58,9 +66,9 @@ def _wait(lifecycle: Lifecycle) -> Container:
             _check(container.start_failure, is_late=boottime() >= give_up)
         wait = _report(lifecycle, container.start_wait, wait)
         if boottime() >= expiry:
-            if lifecycle.backend.revoke(lifecycle.container):
+            if _revoked(lifecycle):
                 raise Expired
-            # It has a node, and begins: as on any other host, it was started in time.
+            # It begins: as on any other host, it was started in time.
             expiry = float("inf")
         received = lifecycle.receive(min(LOOK_SECONDS, give_up - boottime(), expiry - boottime()))
         if isinstance(received, StopCommand):
