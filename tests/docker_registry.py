@@ -7,7 +7,7 @@ import json
 import re
 import subprocess
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import IO
@@ -77,9 +77,10 @@ def docker_registry(
     *,
     auth: Mapping[str, object] | None = None,
     login: Mapping[str, str] | None = None,
+    enter: Sequence[str] = (),
 ) -> Iterator[DockerRegistry]:
     """Serves from `directory`; images are made from `base`. `auth`: whom it lets in, as its configuration has it, and
-    `login`: as whom images are pushed."""
+    `login`: as whom images are pushed. `enter`: a command that runs another one, in a namespace for example."""
     config = directory / "config.yml"
     # JSON is YAML.
     config.write_text(
@@ -94,7 +95,7 @@ def docker_registry(
         )
     )
     process = subprocess.Popen(
-        [tool("docker-registry"), "serve", config], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        [*enter, tool("docker-registry"), "serve", config], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )
     assert process.stdout
     try:

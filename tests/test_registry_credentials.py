@@ -3,8 +3,10 @@ a pull that a real registry refuses."""
 
 import base64
 import json
+import os
+import subprocess
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, closing, contextmanager
 from pathlib import Path
 
 import docker
@@ -20,11 +22,13 @@ from fastlane_grpc.registry import credentials_of_job
 from fastlane_grpc.secrets import Credential, RegistryCredentials, Unreadable, read_credential
 from fastlane_grpc.v1 import fastlane_pb2 as pb
 from tests.docker_registry import DockerRegistry, docker_registry
-from tests.reading import outcome, run
-from tests.serving import Server, serving_on
+from tests.own_engine import OwnEngine
+from tests.reading import Reader, outcome, run
+from tests.serving import Server, serving, serving_on
 from tests.token_server import TokenServer
 
 USER, PASSWORD, IDENTITY = "robot", "right-pass word", "identity-token-of-the-robot"
+HUB = "docker.io"
 # bcrypt, as a registry wants it.
 HTPASSWD = f"{USER}:$2b$05$abcdefghijklmnopqrstuuloEx9IHFyvwNxyaMbepZAlRUtHb5kqK\n"
 LOGIN = {"username": USER, "password": PASSWORD}
@@ -271,6 +275,70 @@ def test_images_of_a_registry_with_tokens_are_pulled_until_a_token_expires(
         expired = run(client, name)
         assert (outcome(expired).reason, expired.stdout) == (pb.REASON_IMAGE_DENIED, b"")
         assert "with the registry credential 'token'" in outcome(expired).detail
+
+
+@contextmanager
+def closing_engine(*options: str, network: str) -> Iterator[OwnEngine]:
+    """An engine of the test's own in that network."""
+    engine = OwnEngine(*options, network=network)
+    try:
+        yield engine
+    finally:
+        engine.remove()
+
+
+@contextmanager
+def own_network() -> Iterator[str]:
+    """A network with nothing but loopback; its path, as in /proc."""
+    ready = "ip link set lo up && echo up && exec sleep infinity"
+    with subprocess.Popen(["unshare", "--net", "sh", "-c", ready], stdout=subprocess.PIPE) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"up\n"
+            yield f"/proc/{process.pid}/ns/net"
+        finally:
+            process.kill()
+
+
+@pytest.mark.engine
+@pytest.mark.slow
+@pytest.mark.timeout(180)
+@pytest.mark.skipif(os.geteuid() != 0, reason="starts an engine of its own: needs root")
+def test_a_mirror_of_the_hub_is_shown_the_credential_for_the_hub(
+    tmp_path: Path, sdk: docker.DockerClient, image: str
+) -> None:
+    with docker_registry(tmp_path, sdk, image) as registry:
+        digest = registry.push("library/mirrored:v1", "of the mirror")
+    (tmp_path / "htpasswd").write_text(HTPASSWD)
+    auth = {"htpasswd": {"realm": "test", "path": str(tmp_path / "htpasswd")}}
+    password, settings_file = tmp_path / "password", tmp_path / "settings.toml"
+    password.write_text("wrong-password\n")
+    login = (f'username = "{USER}"', f'password_file = "{password}"', 'tasks = "run"')
+    settings_file.write_text(table("hub", *login, server=HUB))
+    with (
+        own_network() as network,
+        docker_registry(tmp_path, sdk, image, auth=auth, enter=("nsenter", f"--net={network}")) as mirror,
+        closing_engine("--bridge=none", f"--registry-mirror=http://{mirror.address}", network=network) as engine,
+        serving(tmp_path / "data", config=str(settings_file), engine=engine.address) as server,
+        Client(server.address) as client,
+    ):
+        refused, without = (
+            Reader(client, client.enqueue(task, "mirrored:v1", network="none").execution.id)
+            for task in ("run", "other")
+        )
+        # An engine that is refused by the mirror asks the Hub, and tells of the Hub alone.
+        for reader in (refused, without):
+            reader.wait_for(lambda reader=reader: "https://registry-1." in reader.system)  # type: ignore[misc]
+        client.stop(without.execution().job_id, grace=0)
+        assert without.end().state == pb.STATE_STOPPED
+        password.write_text(f"{PASSWORD}\n")
+        assert (refused.end().exit_status, refused.stdout) == (0, b"of the mirror\n")
+        # By its digest, and with the name of the Hub.
+        for name in (f"{HUB}/library/mirrored@{digest}", f"mirrored@{digest}"):
+            with closing(docker.DockerClient(engine.address)) as own:
+                for each in own.images.list("mirrored"):
+                    own.images.remove(each.id, force=True)
+            assert run(client, name, network="none").stdout == b"of the mirror\n"
 
 
 def _holds(directory: Path, content: bytes, *but: Path) -> list[Path]:
