@@ -27,6 +27,7 @@ from fastlane_grpc.logs import Logs
 from fastlane_grpc.model import Allowed, Assignment, CaptureMode, Execution, JobSpec, Source, State
 from fastlane_grpc.record import Chunk, Gap, Position, RecordReader, Trailer
 from fastlane_grpc.runner import LeaveCommand, Mailbox, StopCommand
+from fastlane_grpc.secrets import NamedSecrets
 from fastlane_grpc.store import Store
 from tests import probed
 from tests.new_database import make_database
@@ -200,6 +201,7 @@ class EngineHarness:
         self.threads = ThreadPoolExecutor(16, "execution")
         self.retry_seconds = float(SECONDS)
         self.allowed = Allowed()
+        self.secrets = NamedSecrets(())
         self.open()
 
     def open(self) -> None:
@@ -217,6 +219,7 @@ class EngineHarness:
             self.host,
             default_timeout=timedelta(seconds=SECONDS),
             inputs=InputFiles(self.directory / "inputs"),
+            secrets=self.secrets,
             max_output_bytes=1 << 30,
             start_answer_seconds=2,
             retry_seconds=self.retry_seconds,

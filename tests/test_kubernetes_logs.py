@@ -1,15 +1,22 @@
 """Logs of executions on a real cluster, through the recorder and the relay: exact, whatever ends or goes away."""
 
 import hashlib
+import os
+import secrets
+import subprocess
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from fastlane_grpc.config import SecretSettings
 from fastlane_grpc.execution import Step
-from fastlane_grpc.model import Cause, Reason, Source, State
+from fastlane_grpc.inputs import InputFiles
+from fastlane_grpc.model import Reason, State, Stdin
 from fastlane_grpc.runner import LeaveCommand
+from fastlane_grpc.secrets import NamedSecrets
 from tests.cluster.loopback import on_nodes
 from tests.cluster.relayed import FLOOD, SH, RelayedHarness, lines, outcome
 from tests.engine import Killed, busybox_tar
@@ -100,22 +107,86 @@ def test_what_a_command_printed_before_its_end_is_kept_however_it_is_ended(harne
     polite = harness.go("", "trap 'echo bye; exit 7' TERM; echo first; while :; do sleep 0.1; done", entrypoint=SH)
     deaf = harness.go("", "trap '' TERM; echo first; while :; do sleep 0.1; done", entrypoint=SH)
     deleted = harness.go("", "echo first; exec sleep 1000", entrypoint=SH)
-    for going in (polite, deaf, deleted):
-        harness.wait_for_output(going.id, b"first")
+    by_int = "trap 'echo by INT; exit 5' INT; echo first; while :; do sleep 0.1; done"
+    other = harness.go("", by_int, entrypoint=SH, stop_signal="SIGINT")
+    for each in (polite, deaf, deleted, other):
+        harness.wait_for_output(each.id, b"first")
     harness.stop(polite.id, grace=60)
     harness.stop(deaf.id, grace=0)
+    harness.stop(other.id, grace=60)
     harness.cluster.api().delete_namespaced_pod(f"fastlane-{deleted.id}", harness.namespace)
 
-    ends = {going: going.result() for going in (polite, deaf, deleted)}
-    assert (ends[polite].state, outcome(ends[polite]).exit_code) == (State.STOPPED, 7)
-    assert (ends[deleted].state, outcome(ends[deleted]).reason) == (State.LOST, Reason.EVICTED)
-    assert outcome(ends[deleted]).exit_code == 143
-    assert ends[deaf].state is State.STOPPED
-    printed = [harness.output(going.id) for going in (polite, deaf, deleted)]
-    assert [output.stdout for output in printed] == [b"first\nbye\n", b"first\n", b"first\n"]
-    # The recorder of the deaf one was killed with it: what its pipes held is not known.
-    assert (printed[0].gaps, printed[2].gaps) == ([], [])
-    assert {(gap.source, gap.missing_bytes, gap.cause) for gap in printed[1].gaps} == {
-        (source, None, Cause.ENGINE) for source in (Source.STDOUT, Source.STDERR)
-    }
+    going = (polite, deaf, deleted, other)
+    ends = [each.result() for each in going]
+    codes = [(each.state, outcome(each).exit_code) for each in ends]
+    assert codes == [(State.STOPPED, 7), (State.STOPPED, 137), (State.LOST, 143), (State.STOPPED, 5)]
+    printed = [harness.output(each.id) for each in going]
+    assert [output.stdout for output in printed] == [b"first\nbye\n", b"first\n", b"first\n", b"first\nby INT\n"]
+    assert [output.gaps for output in printed] == [[]] * 4
+    assert "sent SIGINT" in harness.system(other.id)
     assert harness.pods_are_gone()
+
+
+SECRET = secrets.token_hex(16)
+CONTENT = os.urandom(3 << 20)
+
+
+@pytest.fixture
+def with_secret(harness: RelayedHarness, tmp_path: Path) -> dict[str, Any]:
+    """What a job has to say to get the secret, and a standard input."""
+    file = tmp_path / "secret"
+    file.write_text(SECRET)
+    harness.secrets = NamedSecrets([SecretSettings("s", "*", file=file)])
+    harness.reopen()
+    digest = InputFiles(harness.directory / "inputs").keep(CONTENT)
+    return {"entrypoint": SH, "secret_envs": {"S": "s"}, "stdin": Stdin(digest, len(CONTENT))}
+
+
+def test_a_secret_is_in_the_command_and_nowhere_else(harness: RelayedHarness, with_secret: dict[str, Any]) -> None:
+    going = harness.go("", 'sha256sum; echo "<$S> ${#S}"; echo ready; exec sleep 1000', **with_secret)
+    harness.wait_for_output(going.id, b"ready")
+    assert harness.output(going.id).stdout == sum_of(CONTENT) + b"<***> 32\nready\n"
+    # While the command runs, which has it in its environment.
+    pods = str(harness.cluster.api().list_namespaced_pod(harness.namespace))
+    assert going.id in pods
+    assert SECRET not in pods
+    for process in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):
+            assert SECRET.encode() not in process.read_bytes()
+    # etcd, the files and the logs of the nodes; the record, the log and the store of the server.
+    directories = (Path(os.environ["CLUSTER_DIRECTORY"]), harness.directory)
+    found = subprocess.run(["grep", "-rlF", SECRET, *directories], capture_output=True, text=True).stdout.split()
+    assert found == [str(harness.directory / "secret")]
+    harness.stop(going.id, grace=10)
+    assert going.result().state is State.STOPPED
+    assert harness.pods_are_gone()
+
+
+def test_no_command_runs_without_its_secret_whatever_is_killed(
+    harness: RelayedHarness, with_secret: dict[str, Any]
+) -> None:
+    steps = (Step.CREATED, Step.FENCED, Step.STARTED, Step.RUNNING)
+    killed = [harness.go("", 'sha256sum; echo "${#S}"', kill_at=step, **with_secret) for step in steps]
+    assert all(isinstance(going.failure(), Killed) for going in killed)
+    harness.reopen()
+    for step, going in zip(steps, [harness.adopt(going.id) for going in killed], strict=True):
+        execution = going.result()
+        assert execution.state is State.SUCCEEDED, (step, execution.outcome)
+        assert harness.output(execution.id).stdout == sum_of(CONTENT) + b"32\n", step
+    assert harness.pods_are_gone()
+
+
+def test_a_secret_that_cannot_be_read_ends_a_job_before_its_pod(
+    harness: RelayedHarness, with_secret: dict[str, Any]
+) -> None:
+    (harness.directory / "secret").unlink()
+    harness.retry_seconds = 0.5
+    harness.reopen()
+    execution = harness.script("true", **{name: with_secret[name] for name in ("secret_envs",)})
+    assert (execution.state, outcome(execution).reason) == (State.FAILED, Reason.SECRET_UNAVAILABLE)
+    assert harness.pod_names() == []
+
+
+def sum_of(content: bytes) -> bytes:
+    """Return what sha256sum prints of its standard input."""
+    return hashlib.sha256(content).hexdigest().encode() + b"  -\n"

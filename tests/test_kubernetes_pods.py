@@ -21,7 +21,6 @@ from fastlane_grpc.model import (
     Limits,
     PullPolicy,
     Reason,
-    Stdin,
     Tmpfs,
     Ulimit,
     Volume,
@@ -56,7 +55,6 @@ IN_POD = {
         ),
     ),
     "read_only_root": (True, lambda pod, job: job["securityContext"]["readOnlyRootFilesystem"]),
-    "stop_signal": ("TERM", lambda pod, job: True),
     "stop_grace": (
         timedelta(seconds=1.5),
         lambda pod, job: pod["spec"]["terminationGracePeriodSeconds"] == 2,
@@ -88,13 +86,11 @@ REFUSED: dict[str, Any] = {
     "gpus": Gpus(1),
     "inputs": [Input("/f", "0" * 64, 1)],
     "outputs": ["/out"],
-    "stdin": Stdin("0" * 64, 1),
-    "secret_envs": {"A": "secret"},
     "registry_credential": "c",
-    "stop_signal": "SIGINT",
 }
-# Those that the server itself acts on.
+# Those that the server itself acts on, and those that the relay brings to the recorder.
 OF_SERVER = {
+    *("stop_signal", "stdin", "secret_envs"),
     *("priority", "metadata", "start_in", "start_at", "cron", "expire_time", "retry", "notifications", "unique"),
     *("history", "stop_when_unwatched"),
 }

@@ -1,21 +1,28 @@
 """The relay beside a real recorder, and its receiving end: a copy that is exact, whatever is killed."""
 
 import asyncio
+import hashlib
 import os
+import signal
+import stat
 import subprocess
 import threading
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
 
+from fastlane_grpc.capture.handoff import packed_variables
+from fastlane_grpc.capture.relay_calls import relay_calls
 from fastlane_grpc.capture.relay_tokens import RelayTokens
 from fastlane_grpc.capture.relayed_record import Permission, decide, new_pod, permission
 from fastlane_grpc.model import Source
 from fastlane_grpc.record.format import BLOCK_BYTES
-from fastlane_grpc.rpc.relay import SERVICE, RelayServer
+from fastlane_grpc.recorder import HARD_STOP
+from fastlane_grpc.rpc.relay import SERVICE, RelayServer, to_its_end
+from fastlane_grpc.secrets import Unreadable
 from tests.cluster.kit import RELAY, recorder_program
 from tests.cluster.processes import wait_until
 from tests.engine import Output, read_output
@@ -67,24 +74,34 @@ class Pair:
         self.wait(self.server.stop())
         self.server = None
 
-    def relay(self, token: str = "", execution_id: str = EXECUTION_ID) -> Any:
+    def relay(self, token: str = "", execution_id: str = EXECUTION_ID, *, wants: Sequence[str | Path] = ()) -> Any:
         relay = subprocess.Popen(
-            [RELAY, "--execution", execution_id, "--server", self.address, self.log, self.box],
+            [RELAY, "--execution", execution_id, "--server", self.address, *wants, self.log, self.box],
             env={**os.environ, "FASTLANE_RELAY_TOKEN": token or self.token},
             stderr=subprocess.PIPE,
         )
         self._relays.append(relay)
         return relay
 
-    def record(self, *command: str) -> Running:
+    def record(self, *command: str, options: Sequence[str | Path] = ()) -> Running:
         """Run a command under the recorder, once the start is granted."""
         wait_until((self.box / "log").exists, "the start is granted")
-        limit = self.max_log_bytes or None
-        return self.recorder.start(*command, limit=limit, hand_off=False)
+        limit = ("--limit", str(self.max_log_bytes)) if self.max_log_bytes else ()
+        words = ("--execution", EXECUTION_ID, *limit, *map(str, options), str(self.box), "--", *command)
+        return self.recorder.start(options=words, hand_off=False)
 
     @property
     def log(self) -> Path:
         return self.pod / "log"
+
+    @property
+    def stdin(self) -> Path:
+        return self.pod / "stdin"
+
+    @property
+    def wants(self) -> Sequence[str | Path]:
+        """The options of a relay whose job gets secrets and a standard input."""
+        return ["--secrets", "--stdin", self.stdin]
 
     def received(self) -> bytes:
         path = self.copy / "log"
@@ -94,6 +111,7 @@ class Pair:
         return read_output(self.copy / "log")
 
     def close(self) -> None:
+        relay_calls.withdraw(self.copy)
         self.recorder.close()
         for relay in self._relays:
             relay.kill()
@@ -191,7 +209,7 @@ def test_a_side_that_is_closed_is_no_end_of_the_record(pair: Pair) -> None:
         metadata = (("fastlane-execution", EXECUTION_ID), ("fastlane-token", pair.token))
         async with grpc.aio.insecure_channel(pair.address) as channel:
             call = channel.stream_stream(f"/{SERVICE}/Copy")(metadata=metadata)
-            assert await call.read() == bytes(8)
+            assert await call.read() == b"G" + bytes(8)
             await call.write(bytes(8) + b"a piece")
             await call.done_writing()
             return await call.code()
@@ -268,3 +286,186 @@ def test_a_token_opens_the_record_of_its_pod_alone(pair: Pair, of: str) -> None:
     assert b"not the token of a pod that is expected" in said
     assert permission(pair.copy) is None
     assert not (pair.box / "log").exists()
+
+
+# -- orders
+
+
+def test_an_order_is_a_signal_for_the_command(pair: Pair) -> None:
+    pair.serve()
+    relay = pair.relay()
+    pair.record("sh", "-c", "trap 'echo got it; exit 7' USR1; echo ready; while :; do sleep 0.1; done")
+    wait_until(lambda: b"ready" in pair.received(), "the command runs")
+    assert relay_calls.order(pair.copy, signal.SIGUSR1)
+    ends_well(relay)
+    output = pair.output()
+    assert output.stdout == b"ready\ngot it\n"
+    assert output.trailer
+    assert (output.trailer.exit_code, output.trailer.facts["told"]) == (7, signal.SIGUSR1)
+    assert not relay_calls.order(pair.copy, signal.SIGUSR1)
+
+
+def test_a_hard_stop_by_order_keeps_everything_of_a_deaf_command(pair: Pair) -> None:
+    pair.serve()
+    relay = pair.relay()
+    pair.record("sh", "-c", "trap '' TERM; echo first; while :; do sleep 0.1; done")
+    wait_until(lambda: b"first" in pair.received(), "the command runs")
+    assert relay_calls.order(pair.copy, HARD_STOP)
+    ends_well(relay)
+    output = pair.output()
+    assert (output.stdout, output.gaps) == (b"first\n", [])
+    assert output.trailer
+    assert (output.trailer.exit_code, output.trailer.facts["hard_stop"]) == (137, True)
+
+
+def test_an_order_by_the_next_server_and_relay_arrives(pair: Pair) -> None:
+    pair.serve()
+    relay = pair.relay()
+    pair.record("sh", "-c", "trap 'exit 7' TERM; echo first; while :; do sleep 0.1; done")
+    wait_until(lambda: b"first" in pair.received(), "the command runs")
+    pair.leave()
+    assert not relay_calls.order(pair.copy, signal.SIGTERM)
+    relay.kill()
+    relay.wait()
+    pair.serve()
+    relay = pair.relay()
+    wait_until(lambda: relay_calls.order(pair.copy, signal.SIGTERM), "an order arrives")
+    ends_well(relay)
+    assert pair.output().trailer
+
+
+def test_an_order_that_no_recorder_takes_is_not_sent(pair: Pair) -> None:
+    pair.serve()
+    pair.relay()
+    wait_until((pair.box / "log").exists, "the start is granted")
+    assert not relay_calls.order(pair.copy, signal.SIGTERM)
+    # And it stays without effect.
+    running = pair.record("sh", "-c", "exit 3")
+    assert running.end() == (3, "")
+
+
+# -- what a job gets
+
+SECRET = b"a secret of the job"
+CONTENT = os.urandom(1 << 20)
+
+
+def offer(pair: Pair, secrets: Sequence[bytes] = (SECRET,)) -> list[str | Path]:
+    """Offer secrets and a standard input. Return the options of the recorder."""
+    variables = {f"S{number}": value for number, value in enumerate(secrets)}
+    relay_calls.offer_secrets(pair.copy, lambda: packed_variables(variables))
+    (pair.copy / "content").write_bytes(CONTENT)
+    relay_calls.offer_stdin(pair.copy, pair.copy / "content")
+    return ["--secrets", str(len(secrets)), "--stdin", pair.stdin]
+
+
+def test_secrets_and_standard_input_are_there_before_the_start(pair: Pair) -> None:
+    pair.serve()
+    options = offer(pair)
+    relay = pair.relay(wants=pair.wants)
+    wait_until((pair.box / "log").exists, "the start is granted")
+    assert (pair.box / "secrets").read_bytes() == b"S0=" + SECRET + b"\0"
+    assert stat.S_IMODE(pair.stdin.stat().st_mode) == 0o444
+    pair.record("sh", "-c", 'sha256sum; test "$S0" = "a secret of the job" && echo it is "<$S0>"', options=options)
+    ends_well(relay)
+    digest = hashlib.sha256(CONTENT).hexdigest().encode()
+    assert pair.output().stdout == digest + b"  -\nit is <***>\n"
+    assert not pair.box.exists()
+    content = (pair.copy / "content", pair.stdin)
+    assert not [path for path in pair.pod.parent.rglob("*") if path not in content and holds(path, SECRET)]
+
+
+def test_nothing_starts_before_a_server_can_hand_over_what_a_job_gets(pair: Pair) -> None:
+    pair.serve()
+    asked = threading.Event()
+
+    def unreadable() -> bytes:
+        asked.set()
+        raise Unreadable("the vault is away")
+
+    relay_calls.offer_secrets(pair.copy, unreadable)
+    relay = pair.relay(wants=["--secrets"])
+    assert asked.wait(SECONDS)
+    assert permission(pair.copy) is None, "a start that cannot be carried out is not granted"
+    pair.leave()
+    relay_calls.withdraw(pair.copy)
+    # The next server, which has not taken the execution up yet.
+    pair.serve()
+    assert not (pair.box / "log").exists()
+    offer(pair)
+    pair.record("sh", "-c", 'echo "${#S0}"', options=["--secrets", "1"])
+    ends_well(relay)
+    assert pair.output().stdout == b"%d\n" % len(SECRET)
+
+
+def test_a_relay_that_is_killed_while_it_receives_begins_anew(pair: Pair) -> None:
+    pair.serve()
+    options = offer(pair)
+    wait = threading.Event()
+
+    def slow() -> bytes:
+        wait.set()
+        return packed_variables({"S0": SECRET})
+
+    relay_calls.offer_secrets(pair.copy, slow)
+    relay = pair.relay(wants=pair.wants)
+    assert wait.wait(SECONDS)
+    relay.kill()
+    relay.wait()
+    pair.stdin.write_bytes(b"a part")
+    if not pair.log.exists():
+        (pair.box / "secrets").write_bytes(b"a part")
+    else:
+        pair.stdin.write_bytes(CONTENT)
+    relay = pair.relay(wants=pair.wants)
+    pair.record("sh", "-c", 'sha256sum; echo "${#S0}"', options=options)
+    ends_well(relay)
+    digest = hashlib.sha256(CONTENT).hexdigest().encode()
+    assert pair.output().stdout == digest + b"  -\n%d\n" % len(SECRET)
+
+
+def test_what_a_job_gets_is_given_to_its_pod_alone_and_before_its_start(pair: Pair) -> None:
+    async def asked(token: str) -> tuple[grpc.StatusCode, bytes]:
+        metadata = [("fastlane-execution", EXECUTION_ID), ("fastlane-token", token), ("fastlane-wants", "secrets")]
+        async with grpc.aio.insecure_channel(pair.address) as channel:
+            call = channel.stream_stream(f"/{SERVICE}/Copy")(metadata=metadata)
+            try:
+                first = await call.read()
+            except grpc.aio.AioRpcError as error:
+                return error.code(), b""
+            call.cancel()
+            return grpc.StatusCode.OK, bytes(first) if first else b""
+
+    pair.serve()
+    offer(pair)
+    assert pair.wait(asked(TOKENS.token(EXECUTION_ID, "another")))[0] is grpc.StatusCode.UNAUTHENTICATED
+    assert pair.wait(asked(pair.token)) == (grpc.StatusCode.OK, b"SS0=" + SECRET + b"\0")
+    relay_calls.withdraw(pair.copy)
+    assert pair.wait(asked(pair.token))[0] is grpc.StatusCode.UNAVAILABLE
+
+
+def holds(path: Path, content: bytes) -> bool:
+    return path.is_file() and content in path.read_bytes()
+
+
+def test_work_on_a_thread_is_waited_for_however_often_it_is_broken_off(pair: Pair) -> None:
+    begun, go_on, ended = threading.Event(), threading.Event(), threading.Event()
+
+    def work() -> None:
+        begun.set()
+        assert go_on.wait(SECONDS)
+        ended.set()
+
+    async def broken_off() -> bool:
+        # A call that is broken off by the end of its connection, and by the next call of its relay.
+        working = asyncio.ensure_future(to_its_end(work))
+        await asyncio.to_thread(begun.wait, SECONDS)
+        for _ in range(3):
+            working.cancel()
+            await asyncio.sleep(0)
+        is_over = working.done()
+        go_on.set()
+        await asyncio.wait([working])
+        return not is_over and working.cancelled() and ended.is_set()
+
+    assert pair.wait(broken_off())

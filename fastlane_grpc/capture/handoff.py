@@ -318,7 +318,12 @@ def _write_secrets(path: Path, variables: Mapping[str, bytes]) -> None:
     file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     with os.fdopen(file, "wb") as stream:
         os.fchmod(file, 0o666)
-        stream.writelines(name.encode() + b"=" + value + b"\0" for name, value in variables.items())
+        stream.write(packed_variables(variables))
+
+
+def packed_variables(variables: Mapping[str, bytes]) -> bytes:
+    """Return the content of a file of secrets, as a recorder takes it."""
+    return b"".join(name.encode() + b"=" + value + b"\0" for name, value in variables.items())
 
 
 def _sync(directory: Path) -> None:

@@ -6,6 +6,7 @@ leaves a gap of unknown size.
 
 import fcntl
 import os
+import signal
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -17,16 +18,18 @@ from typing import Any
 
 import structlog
 
-from fastlane_grpc.backend import CannotRun, Image
+from fastlane_grpc.backend import Image
 from fastlane_grpc.capture.capture import ContainerEnd, ReadSecrets, not_kept
-from fastlane_grpc.capture.handoff import CommandStatus, Delivery
+from fastlane_grpc.capture.handoff import CommandStatus, Delivery, packed_variables
 from fastlane_grpc.capture.record_retries import retry_until_written
 from fastlane_grpc.capture.recorder import command_of
+from fastlane_grpc.capture.relay_calls import relay_calls
 from fastlane_grpc.capture.relay_tokens import RelayTokens
 from fastlane_grpc.capture.relayed_record import Permission, close, decide, new_pod, permission
 from fastlane_grpc.capture.written_record import first_byte_time_in, trailer_in
-from fastlane_grpc.model import Cause, Execution, Reason, Source
+from fastlane_grpc.model import Cause, Execution, Source
 from fastlane_grpc.record import RecordSealed, RecordWriter, Trailer, open_record
+from fastlane_grpc.recorder import HARD_STOP
 
 # A relay of a pod that has ended is given up after this time without a byte. Its pauses between two tries are shorter.
 SILENCE_SECONDS = 30.0
@@ -35,6 +38,8 @@ LOOK_SECONDS = 0.02
 SHARED, VOLUME = "/.fastlane", "fastlane"
 # The container of the relay in each pod.
 RELAY_CONTAINER = "relay"
+# The standard input of a job, as the relay and the recorder see it.
+STDIN = f"{SHARED}/in/stdin"
 # The time after the job's end in which a relay may still deliver, while the server is away.
 DELIVERY_SECONDS = 3600
 
@@ -55,16 +60,32 @@ class RelayKit:
     max_log_bytes: int
     authorities: Callable[[], str] = lambda: ""
 
-    def wrap(self, body: Mapping[str, Any], image: Image, execution_id: str, pod: str) -> Mapping[str, Any]:
-        """Return the description of a pod whose job runs under the recorder, with a relay. Raises CannotRun."""
+    def wrap(
+        self,
+        body: Mapping[str, Any],
+        image: Image,
+        execution_id: str,
+        pod: str,
+        *,
+        variables: int = 0,
+        stdin: bool = False,
+    ) -> Mapping[str, Any]:
+        """Return the description of a pod whose job runs under the recorder, with a relay. Raises CannotRun.
+
+        `variables`: the number of those that the job gets as secrets. `stdin`: the job gets a standard input.
+        """
         spec = body["spec"]
         (job,) = spec["containers"]
         words = command_of(job.get("command"), job.get("args"), _literal(image))
         limit = ["--limit", str(self.max_log_bytes)] if self.max_log_bytes else []
-        recorder = [f"{SHARED}/bin/recorder", "--execution", execution_id, *limit, f"{SHARED}/box", "--"]
+        recorder = [f"{SHARED}/bin/recorder", "--execution", execution_id, *limit]
+        recorder += ["--secrets", str(variables)] if variables else []
+        recorder += ["--stdin", STDIN] if stdin else []
+        recorder += [f"{SHARED}/box", "--"]
         mounts = [
             {"name": VOLUME, "mountPath": f"{SHARED}/bin", "subPath": "bin", "readOnly": True},
             {"name": VOLUME, "mountPath": f"{SHARED}/box", "subPath": "box"},
+            *([{"name": VOLUME, "mountPath": f"{SHARED}/in", "subPath": "in", "readOnly": True}] if stdin else []),
         ]
         wrapped = {
             **{name: value for name, value in job.items() if name != "args"},
@@ -75,7 +96,7 @@ class RelayKit:
             **body,
             "spec": {
                 **spec,
-                "initContainers": self._helpers(execution_id, pod),
+                "initContainers": self._helpers(execution_id, pod, secrets=variables > 0, stdin=stdin),
                 "containers": [wrapped],
                 "volumes": [*spec.get("volumes", ()), {"name": VOLUME, "emptyDir": {}}],
                 # The relay delivers within it. A stop has a grace of its own.
@@ -83,10 +104,13 @@ class RelayKit:
             },
         }
 
-    def _helpers(self, execution_id: str, pod: str) -> list[Mapping[str, Any]]:
+    def _helpers(self, execution_id: str, pod: str, *, secrets: bool, stdin: bool) -> list[Mapping[str, Any]]:
         record = f"{SHARED}/own/log"
         helper = {"image": self.image, "volumeMounts": [{"name": VOLUME, "mountPath": SHARED}]}
-        relay = ["/relay", "--execution", execution_id, "--server", self.server, record, f"{SHARED}/box"]
+        relay = ["/relay", "--execution", execution_id, "--server", self.server]
+        relay += ["--secrets"] if secrets else []
+        relay += ["--stdin", STDIN] if stdin else []
+        relay += [record, f"{SHARED}/box"]
         variables = {"FASTLANE_RELAY_TOKEN": self.tokens.token(execution_id, pod)}
         if authorities := self.authorities():
             variables["FASTLANE_RELAY_CA"] = authorities
@@ -122,7 +146,7 @@ class RelayedCapture:
     """Implements Capture over the copy of a record in `directory`. `kit` is None for a recovered execution."""
 
     name = "relay"
-    kill_signal = "SIGKILL"
+    kill_signal = str(HARD_STOP)
     following = True
     # Only the cluster tells whether the recorder runs.
     is_running = False
@@ -132,25 +156,36 @@ class RelayedCapture:
         self._record = directory / "log"
         self._execution_id = execution_id
         self._kit = kit
+        self._read_secrets: ReadSecrets = dict
+        self._has_stdin = False
         self._cut = False
 
     def wrap(self, body: Mapping[str, Any], image: Image) -> Mapping[str, Any]:
         assert self._kit is not None
-        return self._kit.wrap(body, image, self._execution_id, new_pod(self._directory))
+        # Read now to find out whether they can be. The relay gets them as they are when the start is granted.
+        variables = len(self._read_secrets())
+        pod = new_pod(self._directory)
+        return self._kit.wrap(body, image, self._execution_id, pod, variables=variables, stdin=self._has_stdin)
 
     def use_secrets(self, read: ReadSecrets) -> None:
-        raise CannotRun(Reason.REFUSED_BY_ENGINE, "a job on Kubernetes takes no secrets")
+        self._read_secrets = read
+        relay_calls.offer_secrets(self._directory, lambda: packed_variables(read()))
 
     def use_stdin(self, content: Path) -> None:
-        raise CannotRun(Reason.REFUSED_BY_ENGINE, "a job on Kubernetes takes no standard input")
+        self._has_stdin = True
+        relay_calls.offer_stdin(self._directory, content)
 
     def discard_secrets(self) -> None:
-        """Do nothing, as there are none."""
+        relay_calls.withdraw(self._directory)
 
     def open(self, container_id: str) -> None:
         """Do nothing, as the relay comes by itself."""
 
     def release_start_resources(self) -> bool:
+        # The first frame is written after the recorder has taken everything.
+        if self._size() == 0:
+            return False
+        relay_calls.withdraw(self._directory)
         return True
 
     def revoke(self) -> CommandStatus | None:
@@ -159,7 +194,9 @@ class RelayedCapture:
         return CommandStatus.NEVER_RAN if decided is Permission.REVOKED else None
 
     def signal(self, number: int) -> Delivery:
-        return Delivery.NOT_SENT
+        # SIGKILL is for the whole container, and for the cluster to send: no recorder can pass it on.
+        sent = number != signal.SIGKILL and relay_calls.order(self._directory, number)
+        return Delivery.TAKEN if sent else Delivery.NOT_SENT
 
     def resume(self, container_id: str | None) -> None:
         """Do nothing, as the relay goes on by itself."""
@@ -195,7 +232,7 @@ class RelayedCapture:
         return trailer_in(self._record, self._execution_id)
 
     def detach(self) -> None:
-        """Do nothing, as nothing is open."""
+        relay_calls.withdraw(self._directory)
 
     @property
     def first_byte_time(self) -> datetime | None:

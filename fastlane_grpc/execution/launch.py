@@ -146,6 +146,7 @@ def _prepare(lifecycle: Lifecycle) -> None:
 
 def _resume(lifecycle: Lifecycle) -> None:
     """Resume the capture of a container that waits for its start."""
+    lifecycle.give_files_again()
     lifecycle.resume_capture()
     if lifecycle.execution.stop:
         revoke_for(lifecycle, lifecycle.execution.stop)

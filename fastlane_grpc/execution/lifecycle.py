@@ -12,7 +12,7 @@ from pathlib import Path
 from signal import SIGKILL
 
 from fastlane_grpc.backend import BackendDown, BackendRefuses, CannotRun, Container, Handle, Interruption, NotRunning
-from fastlane_grpc.capture.capture import ContainerEnd
+from fastlane_grpc.capture.capture import Capture, ContainerEnd
 from fastlane_grpc.capture.handoff import CommandStatus, Delivery
 from fastlane_grpc.capture.recorder import CANNOT_STORE_CODE, RecorderCapture
 from fastlane_grpc.clock import boottime
@@ -147,11 +147,18 @@ class Lifecycle(Closing):
         """Choose the capture of an execution that is new or launched anew. Raises CannotRun."""
         captures = self.context.host.captures
         capture = captures.for_new(self.directory, self.execution.id, self.log_line)
+        self._give_files(capture)
+        self._attempt = self._attempt.with_capture(capture)
+
+    def give_files_again(self) -> None:
+        """Give the present capture what the command gets, after a break before its start. Raises CannotRun."""
+        self._give_files(self.capture)
+
+    def _give_files(self, capture: Capture) -> None:
         if self.spec.secret_envs:
             capture.use_secrets(partial(self.context.secrets.read, self.spec.secret_envs, self.execution.task_id))
         if self.spec.stdin:
             capture.use_stdin(self._content_of(self.spec.stdin))
-        self._attempt = self._attempt.with_capture(capture)
 
     def _content_of(self, stdin: Stdin) -> Path:
         try:

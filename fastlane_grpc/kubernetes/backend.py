@@ -39,6 +39,7 @@ from fastlane_grpc.kubernetes.pod_body import (
 from fastlane_grpc.kubernetes.pod_events import PodEvents
 from fastlane_grpc.kubernetes.pod_state import PodHandle, container_of, execution_of, handle_of
 from fastlane_grpc.model import Assignment, Execution, HostKind, Reason, Usage
+from fastlane_grpc.recorder import HARD_STOP
 from fastlane_grpc.secrets import RegistryCredentials
 
 # A grace of 0 would take the pod from the API server while its containers may run on; the node is asked instead.
@@ -155,14 +156,16 @@ class KubernetesBackend:
     ) -> None:
         """Delete the pod, as there is no call for a signal: the node sends SIGTERM, and SIGKILL after the grace.
 
-        A node that was told does not take a shorter grace any more. SIGKILL deletes the pod with the shortest grace
-        that waits for the node. Raises BackendRefuses for other signals.
+        A node that was told does not take a shorter grace any more. SIGKILL, and a hard stop that no relay delivered,
+        delete the pod with the shortest grace that waits for the node. Raises BackendRefuses for other signals: the
+        relay may be connected a moment later.
         """
-        if signal not in {"SIGTERM", "SIGKILL"}:
-            message = f"Kubernetes sends SIGTERM and SIGKILL, and not {signal}"
-            raise ClusterRefuses(400, message)
+        kills = signal in {"SIGKILL", str(HARD_STOP)}
+        if not kills and signal != "SIGTERM":
+            message = f"the relay of the pod is not connected, and the cluster sends SIGTERM and SIGKILL, not {signal}"
+            raise BackendRefuses(Diagnosis(message, message, message, RefusalKind.PASSING))
         pod = PodHandle.unpacked(handle.text)
-        whole_seconds = _AT_ONCE_SECONDS if signal == "SIGKILL" else max(_AT_ONCE_SECONDS, math.ceil(grace_seconds))
+        whole_seconds = _AT_ONCE_SECONDS if kills else max(_AT_ONCE_SECONDS, math.ceil(grace_seconds))
         if not self._api.delete(pod.name, grace_seconds=whole_seconds, uid=pod.uid):
             message = f"there is no pod {pod.name} any more"
             raise NotRunning(Diagnosis(message, message, message, RefusalKind.FINAL))

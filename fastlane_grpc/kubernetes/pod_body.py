@@ -117,10 +117,7 @@ def _refuse(spec: JobSpec) -> None:
         "gpus": spec.gpus,
         "inputs": spec.inputs,
         "outputs": spec.outputs,
-        "stdin": spec.stdin,
-        "secret_envs": spec.secret_envs,
         "a registry_credential: use image pull secrets of the host": spec.registry_credential,
-        "a stop_signal other than SIGTERM": spec.stop_signal not in {"", "SIGTERM", "TERM", "15"},
         "the mode of a tmpfs": any(tmpfs.mode for tmpfs in spec.tmpfs),
     }
     if refused := [wish for wish, asked in wishes.items() if asked]:

@@ -17,6 +17,9 @@
  * and removes it before it claims the record, and masks their values in the output (masking.h). What is stored, and
  * counted, is the masked output.
  *
+ * BOX/orders, if there is one, is a FIFO by which the server sends signals to the recorder of another machine: each byte
+ * is the number of a signal. The recorder opens it before it claims the record, and its name is gone with BOX.
+ *
  *   claim -> begin -> hand_off -> launch -> follow -> drain -> finish
  *             START   BOX gone   fork     |  take: pipe -> frame -> record   trailer
  *                                           |  serve_signals: forward, reap, hard stop
@@ -26,7 +29,7 @@
  * recorder's files (RLIMIT_FSIZE) that the recorder may not raise. In the last case the recorder kills the command, as
  * no more output could ever be stored.
  *
- * A hard stop is signal 44 while only the owner of the record may write to it: the server changes the mode of the
+ * A hard stop is signal 44, or an order with this number, while only the owner of the record may write to it: the server changes the mode of the
  * record before it sends the signal. The command can send the signal, but has no access to the record.
  *
  * Limits of resources and dropped capabilities are those of the command: the recorder keeps its own, as it has to store
@@ -133,6 +136,7 @@ static uint64_t head_end[SOURCES], oldest_begin[SOURCES];   /* offsets */
 /* ------------------------------------------------------------------------------------------------------- the command */
 
 static int signals = -1;                          /* a signalfd, so that no signal interrupts a call */
+static int orders = -1;                           /* a FIFO with numbers of signals; -1: there is none */
 static int pipes[2] = {-1, -1}, exec_failure = -1;
 static pid_t child;
 static bool ended, hard_stopped, cut_off, finishing; /* cut off: killed, as nothing can be stored any more */
@@ -197,10 +201,10 @@ static uint32_t crc32(uint32_t crc, const void *data, size_t n)
 
 /* Only the server can order a hard stop, as the server marks the record first. The sender of a signal proves nothing:
  * sigqueue lets a sender claim any PID, and with a full queue of signals the kernel reports PID 0. */
-static bool is_hard_stop(const struct signalfd_siginfo *s)
+static bool is_hard_stop(int number)
 {
     struct stat file;
-    return s->ssi_signo == HARD_STOP && fstat(record, &file) == 0 && !(file.st_mode & S_IWOTH);
+    return number == HARD_STOP && fstat(record, &file) == 0 && !(file.st_mode & S_IWOTH);
 }
 
 static void hard_stop(void)
@@ -237,26 +241,47 @@ static bool wait_for(const int *fds, int n, uint64_t timeout, fd_set *ready)
     return pselect(end, ready, NULL, NULL, timeout == EVER ? NULL : &t, NULL) > 0;
 }
 
-/* Waits for signals, at most so long, and serves the pending ones. */
+/* Does what the server asks for by a signal. False: the signal is for the command. */
+static bool obey(int number)
+{
+    if (!child) {
+        /* The command does not run yet, and never will: the empty record proves it. */
+        if ((number == HARD_STOP || number == SIGTERM || number == SIGINT) && ftruncate(record, 0) == 0)
+            _exit(CANNOT_BEGIN);
+        return true;
+    }
+    if (is_hard_stop(number)) {
+        hard_stop();
+        return true;
+    }
+    return ended;
+}
+
+static void take_orders(void)
+{
+    for (uint8_t number; orders >= 0 && read(orders, &number, 1) == 1;)
+        if (!obey(number)) {
+            told = number;
+            kill(child, number);
+        }
+}
+
+/* Waits for signals and orders, at most so long, and serves the pending ones. */
 static void serve_signals(uint64_t timeout)
 {
+    const int fds[] = {signals, orders};
     fd_set ready;
     if (timeout)
-        wait_for(&signals, 1, timeout, &ready);
+        wait_for(fds, 2, timeout, &ready);
     for (struct signalfd_siginfo s; read(signals, &s, sizeof s) == sizeof s;) {
         if (s.ssi_signo == SIGCHLD)
             reap();
-        else if (!child) {
-            /* The command does not run yet, and never will: the empty record proves it. */
-            if ((s.ssi_signo == HARD_STOP || s.ssi_signo == SIGTERM || s.ssi_signo == SIGINT) && ftruncate(record, 0) == 0)
-                _exit(CANNOT_BEGIN);
-        } else if (is_hard_stop(&s))
-            hard_stop();
-        else if (!ended && s.ssi_pid != 1 && s.ssi_code != SI_KERNEL) { /* sent, not raised by our own limits: SIGXFSZ, SIGXCPU */
+        else if (!obey((int)s.ssi_signo) && s.ssi_pid != 1 && s.ssi_code != SI_KERNEL) { /* sent, not raised by our own limits: SIGXFSZ, SIGXCPU */
             told = s.ssi_pid ? told : (int)s.ssi_signo;
             kill(child, (int)s.ssi_signo);
         }
     }
+    take_orders();
 }
 
 /* Waits a moment for room. False: the wait was long enough. */
@@ -461,6 +486,22 @@ static void take_secrets(const char *box)
         prepared = prepared && (streams[i].text = malloc(longest_form + BLOCK));
     if (!prepared)
         errno = ENOMEM, die(CANNOT_BEGIN, path);
+}
+
+/* Opens the FIFO of orders, if there is one. For writing, too: it has no end when its writer restarts. */
+static void open_orders(const char *box)
+{
+    char path[4096];
+    struct stat file;
+    if ((size_t)snprintf(path, sizeof path, "%s/orders", box) >= sizeof path)
+        errno = ENAMETOOLONG, die(CANNOT_BEGIN, box);
+    if ((orders = open(path, O_RDWR | O_NONBLOCK | O_NOFOLLOW | O_CLOEXEC)) < 0) {
+        if (errno != ENOENT)
+            die(CANNOT_BEGIN, path);
+        return;
+    }
+    if (orders >= FD_SETSIZE || fstat(orders, &file) || !S_ISFIFO(file.st_mode))
+        errno = EINVAL, die(CANNOT_BEGIN, path);
 }
 
 /* Claims the record, which only one recorder can. Returns the open directory BOX. */
@@ -733,7 +774,7 @@ static uint64_t until_let_go(int source)
 /* Serves the first input or signal. False: none came within the time. */
 static bool serve(uint64_t timeout)
 {
-    const int fds[] = {signals, pipes[STDOUT], pipes[STDERR]};
+    const int fds[] = {signals, orders, pipes[STDOUT], pipes[STDERR]};
     fd_set ready;
     uint64_t hold = EVER;
     for (int i = 0; form_count && i < 2; i++) {
@@ -743,12 +784,12 @@ static bool serve(uint64_t timeout)
         else if (left < hold)
             hold = left;
     }
-    if (!wait_for(fds, 3, hold < timeout ? hold : timeout, &ready))
+    if (!wait_for(fds, 4, hold < timeout ? hold : timeout, &ready))
         return hold < timeout; /* the next call lets go */
-    if (FD_ISSET(signals, &ready))
+    if (FD_ISSET(signals, &ready) || (orders >= 0 && FD_ISSET(orders, &ready)))
         serve_signals(0);
     for (int i = 0; i < 2; i++)
-        if (fds[1 + i] >= 0 && FD_ISSET(fds[1 + i], &ready))
+        if (fds[2 + i] >= 0 && FD_ISSET(fds[2 + i], &ready))
             take(i);
     return true;
 }
@@ -994,6 +1035,7 @@ int main(int argc, char **argv)
 
     open_stdin(stdin_path);
     take_secrets(words[0]);
+    open_orders(words[0]);
     int box = claim(words[0]);
     begin(execution);
     hand_off(box);

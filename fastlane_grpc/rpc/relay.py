@@ -1,20 +1,31 @@
 """The receiving end of relays, which copy records from the nodes of a cluster.
 
 One call, `/fastlane.relay.v1.RelayService/Copy`, a stream in both directions. Its metadata have `fastlane-execution`,
-an id, and `fastlane-token`, the token of that execution's present pod alone. Messages are bytes, and their numbers
-little-endian:
+an id, `fastlane-token`, the token of that execution's present pod alone, and until the relay has begun also
+`fastlane-wants`: `secrets`, `stdin`, both with a comma, or nothing. Messages are bytes, and their numbers
+little-endian. From the server, with the first byte:
 
-* from the server, first: the offset (8 bytes) from which the relay has to send. With it the start is granted.
-* from the relay: an offset (8 bytes), and a piece of the record that belongs there.
-* from the relay, last: the offset (8 bytes) after everything, without a piece. The recorder has ended.
-* from the server, last: the size of the record (8 bytes). The whole record is on disk then.
+* `S`: the file of secrets, if it is wanted.
+* `I`: a piece of the standard input, if that is wanted; the pieces come in order.
+* `G`, then an offset (8 bytes): the start is granted, and the relay has to send from there.
+* `O`, then the number of a signal (1 byte), at any time after that: an order for the recorder.
+* `E`, last, then the size of the record (8 bytes): the whole record is on disk.
+
+From the relay:
+
+* an offset (8 bytes), and a piece of the record that belongs there.
+* ORDER_DONE (8 bytes), the number of the last order (1 byte), and whether its recorder has it (1 byte).
+* last: the offset (8 bytes) after everything, without a piece. The recorder has ended.
 
 UNAUTHENTICATED: another token, or no such pod is expected here. FAILED_PRECONDITION: its start was revoked, or its
 record is sealed. INVALID_ARGUMENT: a piece that does not fit. None of these is worth another try; everything else is.
 """
 
 import asyncio
+import queue
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,12 +33,14 @@ from typing import Any, TypeVar
 import grpc
 import structlog
 
+from fastlane_grpc.capture.relay_calls import relay_calls
 from fastlane_grpc.capture.relay_tokens import RelayTokens
 from fastlane_grpc.capture.relayed_record import PieceInvalid, RelayedRecord, StartRevoked, pod_number
-from fastlane_grpc.errors import CannotServe
+from fastlane_grpc.errors import CannotServe, SecretNotFound
 from fastlane_grpc.machine.address import cannot_listen
 from fastlane_grpc.machine.open_files import MOST_CONNECTIONS
 from fastlane_grpc.rpc.tls import server_credentials
+from fastlane_grpc.secrets import SecretUnusable, Unreadable
 from fastlane_grpc.trust import Certificates
 
 SERVICE = "fastlane.relay.v1.RelayService"
@@ -36,6 +49,11 @@ STORE_AGAIN_SECONDS = 1.0
 # A piece has at most 256 KiB.
 MAX_MESSAGE_BYTES = 1 << 20
 _STOP_GRACE_SECONDS = 1.0
+# In the place of an offset; no record is as large.
+ORDER_DONE = (1 << 64) - 1
+# The longest wait for the answer to an order. Without one the signal goes by the cluster.
+ORDER_SECONDS = 5.0
+_PIECE_BYTES = 256 << 10
 
 log = structlog.get_logger(__name__)
 
@@ -103,7 +121,7 @@ class RelayServer:
         """Stop listening, and break off all calls: the relays come again."""
         await self._server.stop(_STOP_GRACE_SECONDS)
 
-    async def _copy(self, requests: AsyncIterator[bytes], context: Context) -> AsyncIterator[bytes]:
+    async def _copy(self, requests: AsyncIterator[bytes], context: Context) -> None:
         metadata = dict(context.invocation_metadata())
         execution_id, token = (str(metadata.get(f"fastlane-{name}", "")) for name in ("execution", "token"))
         directory = await self._directory_of(execution_id)
@@ -114,18 +132,32 @@ class RelayServer:
         assert directory is not None
         await self._replace_call(execution_id)
         record = RelayedRecord(directory, self._max_log_bytes)
+        call = _Call(context)
         try:
-            await _to_its_end(record.open)
-            yield record.position.to_bytes(8, "little")
-            async for request in requests:
-                offset, piece = int.from_bytes(request[:8], "little"), request[8:]
-                if not piece:
-                    size = await _to_its_end(partial(record.finish, offset))
-                    yield size.to_bytes(8, "little")
-                    return
-                await _store(record, offset, piece, execution_id)
+            # Read before the grant: a start that is granted can be carried out.
+            files = await _wanted_files(str(metadata.get("fastlane-wants", "")), directory)
+            await to_its_end(record.open)
+            await call.hand_over(files)
+            await call.write(b"G", record.position)
+            with relay_calls.connected(directory, call):
+                async for request in requests:
+                    offset, piece = int.from_bytes(request[:8], "little"), request[8:]
+                    if offset == ORDER_DONE:
+                        call.answered(piece)
+                    elif piece:
+                        await _store(record, offset, piece, execution_id)
+                    else:
+                        await call.write(b"E", await to_its_end(partial(record.finish, offset)))
+                        return
             # A connection that breaks also ends the requests, without an error.
             await context.abort(grpc.StatusCode.UNAVAILABLE, "the relay did not say that this is everything")
+        except (_NotReady, Unreadable, SecretNotFound, SecretUnusable) as error:
+            log.warning(
+                "the files of a job are not handed over; trying again", execution_id=execution_id, why=str(error)
+            )
+            await context.abort(
+                grpc.StatusCode.UNAVAILABLE, "the server cannot hand over the files of the job just now"
+            )
         except StartRevoked as error:
             await context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error))
         except OSError as error:
@@ -150,11 +182,88 @@ class RelayServer:
             await asyncio.wait([earlier])
 
 
+class _NotReady(Exception):
+    """The server does not know yet what the job is to get: it was restarted just now."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Files:
+    """The file of secrets, and the path of the standard input, as far as they are wanted."""
+
+    secrets: bytes | None = field(default=None, repr=False)
+    stdin: Path | None = None
+
+
+async def _wanted_files(wants: str, directory: Path) -> _Files:
+    """Return the files that a relay has to hand over. Raises _NotReady, and what the reading of secrets raises."""
+    wanted, known = set(wants.split(",")) - {""}, relay_calls.files(directory)
+    if not wanted:
+        return _Files()
+    if ("secrets" in wanted and not known.read_secrets) or ("stdin" in wanted and not known.stdin):
+        raise _NotReady("the execution is not taken up again yet")
+    secrets = None
+    if "secrets" in wanted and known.read_secrets:
+        secrets = await to_its_end(known.read_secrets)
+    return _Files(secrets, known.stdin if "stdin" in wanted else None)
+
+
+class _Call:
+    """Implements RelayCall: one call, from the side of the server. Lives on the loop, but for `order`."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self._loop = asyncio.get_running_loop()
+        # A call sends one message at a time.
+        self._writing = asyncio.Lock()
+        self._answers: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+
+    async def write(self, kind: bytes, value: int | bytes) -> None:
+        """Send a message; a number is an offset or a size."""
+        content = value if isinstance(value, bytes) else value.to_bytes(8, "little")
+        async with self._writing:
+            await self._context.write(kind + content)
+
+    async def hand_over(self, files: _Files) -> None:
+        """Send the files of the job. Raises OSError."""
+        if files.secrets is not None:
+            await self.write(b"S", files.secrets)
+        if files.stdin is None:
+            return
+        stdin = files.stdin
+        with await to_its_end(lambda: stdin.open("rb")) as content:
+            while piece := await to_its_end(partial(content.read, _PIECE_BYTES)):
+                await self.write(b"I", piece)
+
+    def order(self, number: int) -> bool:
+        """Send an order, and wait for the answer. Called on another thread."""
+        while not self._answers.empty():
+            self._answers.get()
+        message = self.write(b"O", bytes([number]))
+        try:
+            sent = asyncio.run_coroutine_threadsafe(message, self._loop)
+        except RuntimeError:
+            # The loop is closed.
+            message.close()
+            return False
+        try:
+            sent.result(ORDER_SECONDS)
+            return self._answers.get(timeout=ORDER_SECONDS) == bytes([number, 1])
+        # The call has ended, or there is no answer.
+        except Exception as error:
+            sent.cancel()
+            log.info("an order did not reach a relay", signal=number, error=repr(error))
+            return False
+
+    def answered(self, answer: bytes) -> None:
+        """Take the answer to an order."""
+        self._answers.put(answer)
+
+
 async def _store(record: RelayedRecord, offset: int, piece: bytes, execution_id: str) -> None:
     """Store a piece, as soon as the disk has room. Raises PieceInvalid."""
     while True:
         try:
-            await _to_its_end(partial(record.store, offset, piece))
+            await to_its_end(partial(record.store, offset, piece))
         except OSError as error:
             log.warning("a piece of a record is not stored; trying again", execution_id=execution_id, error=str(error))
             await asyncio.sleep(STORE_AGAIN_SECONDS)
@@ -162,11 +271,15 @@ async def _store(record: RelayedRecord, offset: int, piece: bytes, execution_id:
             return
 
 
-async def _to_its_end(work: Callable[[], T]) -> T:
+async def to_its_end(work: Callable[[], T]) -> T:
     """Return what `work` returns on a thread. A call that is broken off meanwhile waits for the thread."""
     working = asyncio.get_running_loop().run_in_executor(None, work)
     try:
         return await asyncio.shield(working)
     except asyncio.CancelledError:
-        await asyncio.wait([working])
+        # gRPC and the next call of the relay may both break this one off. A file that the thread opens after the end
+        # would stay open, and keep its lock.
+        while not working.done():
+            with suppress(asyncio.CancelledError):
+                await asyncio.wait([working])
         raise

@@ -1,13 +1,16 @@
 // Relay copies the record of one execution, byte for byte, to the server, while the recorder writes it.
 //
 //	relay prepare DIRECTORY      puts the recorder, which is beside this program, and an empty box into a directory
-//	relay --execution ID --server ADDRESS RECORD BOX
+//	relay --execution ID --server ADDRESS [--secrets] [--stdin FILE] RECORD BOX
 //	relay granted RECORD         ends with 0 once the start is granted
 //
 // FASTLANE_RELAY_TOKEN is the token of the execution. FASTLANE_RELAY_CA has the certificates, in PEM, by which the relay
 // knows the server; without it the connection is not encrypted. RECORD is a file that the relay makes when the server has granted
 // the start; its second name, BOX/log, is the one that the recorder claims. So without a grant no command runs. Once
 // the record is claimed, the relay removes BOX, as a server does for a recorder on its own machine.
+//
+// With --secrets the server sends a file of secrets, which becomes BOX/secrets, and with --stdin the standard input of
+// the job, which becomes FILE. Both are whole before the start. The recorder takes orders by the FIFO BOX/orders.
 //
 // The protocol is one call, a stream in both directions (see fastlane_grpc/rpc/relay.py). The server says first up to
 // which offset it has the file, and the relay sends what follows. When the recorder has ended and everything is sent,
@@ -26,8 +29,10 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"math"
 	"os"
 	"os/signal"
+	"strings"
 	"syscall"
 	"time"
 
@@ -50,6 +55,8 @@ const (
 	// The largest piece of the record in one message.
 	pieceBytes = 4 * blockBytes
 	refused    = 3
+	// In the place of an offset.
+	orderDone = math.MaxUint64
 )
 
 // rawCodec passes messages as they are.
@@ -64,7 +71,24 @@ func (rawCodec) Name() string { return "raw" }
 
 type options struct {
 	execution, server, authorities, token string
+	secrets                               bool
+	stdin                                 string
 	record, box                           string
+}
+
+// wants returns what the server has to send before the start; nothing once the start was granted.
+func (its options) wants() string {
+	if _, err := os.Lstat(its.record); err == nil {
+		return ""
+	}
+	var wants []string
+	if its.secrets {
+		wants = append(wants, "secrets")
+	}
+	if its.stdin != "" {
+		wants = append(wants, "stdin")
+	}
+	return strings.Join(wants, ",")
 }
 
 func main() {
@@ -78,6 +102,8 @@ func main() {
 	var given options
 	flag.StringVar(&given.execution, "execution", "", "id of the execution")
 	flag.StringVar(&given.server, "server", "", "address of the server's port for relays")
+	flag.BoolVar(&given.secrets, "secrets", false, "the job gets secrets from the server")
+	flag.StringVar(&given.stdin, "stdin", "", "file that the standard input of the job is written to")
 	flag.Parse()
 	given.token, given.authorities = os.Getenv("FASTLANE_RELAY_TOKEN"), os.Getenv("FASTLANE_RELAY_CA")
 	if flag.NArg() != 2 || given.execution == "" || given.server == "" || given.token == "" {
@@ -151,13 +177,13 @@ func isFinal(err error) bool {
 // copyRecord copies the record over one call. It says whether the server answered.
 func copyRecord(connection *grpc.ClientConn, given options) (began bool, err error) {
 	context, cancel := context.WithCancel(metadata.AppendToOutgoingContext(context.Background(),
-		"fastlane-execution", given.execution, "fastlane-token", given.token))
+		"fastlane-execution", given.execution, "fastlane-token", given.token, "fastlane-wants", given.wants()))
 	defer cancel()
 	stream, err := connection.NewStream(context, &grpc.StreamDesc{ClientStreams: true, ServerStreams: true}, method)
 	if err != nil {
 		return false, err
 	}
-	offset, err := receive(stream)
+	offset, err := receiveFiles(stream, given)
 	if err != nil {
 		return false, err
 	}
@@ -168,14 +194,16 @@ func copyRecord(connection *grpc.ClientConn, given options) (began bool, err err
 	defer record.close()
 	// The stream breaks while the relay waits for output, too.
 	received := make(chan answer, 1)
+	// Messages are sent by one goroutine at a time. A server sends its next order after the answer to the last.
+	done := make(chan []byte, 16)
 	go func() {
-		size, err := receive(stream)
+		size, err := receiveOrders(stream, record, done)
 		received <- answer{size, err}
 	}()
 	for {
 		// Before the last look: what is written until then is sent.
 		ended := record.ended()
-		offset, err = sendAll(stream, record, offset)
+		offset, err = sendAll(stream, record, offset, done)
 		if errors.Is(err, io.EOF) {
 			return true, (<-received).err
 		}
@@ -189,6 +217,10 @@ func copyRecord(connection *grpc.ClientConn, given options) (began bool, err err
 		case answered := <-received:
 			return true, orElse(answered.err, "the server ended the call")
 		case <-record.changed:
+		case message := <-done:
+			if err := stream.SendMsg(&message); err != nil {
+				return true, orElse((<-received).err, "the server ended the call")
+			}
 		case <-time.After(lookPause):
 		}
 	}
@@ -217,8 +249,15 @@ func orElse(err error, text string) error {
 }
 
 // sendAll sends all whole frames from the offset on, and returns the offset after them.
-func sendAll(stream grpc.ClientStream, record *record, offset int64) (int64, error) {
+func sendAll(stream grpc.ClientStream, record *record, offset int64, done chan []byte) (int64, error) {
 	for {
+		select {
+		case message := <-done:
+			if err := stream.SendMsg(&message); err != nil {
+				return offset, err
+			}
+		default:
+		}
 		from, piece, err := record.piece(offset, pieceBytes)
 		if err != nil {
 			return offset, err
@@ -234,14 +273,69 @@ func sendAll(stream grpc.ClientStream, record *record, offset int64) (int64, err
 	}
 }
 
-// receive returns an offset from the server.
-func receive(stream grpc.ClientStream) (int64, error) {
-	var message []byte
-	if err := stream.RecvMsg(&message); err != nil {
+// receiveFiles writes what the job gets, and returns the offset with which the start is granted.
+func receiveFiles(stream grpc.ClientStream, given options) (int64, error) {
+	files, err := newFiles(given)
+	if err != nil {
 		return 0, err
 	}
-	if len(message) != 8 {
-		return 0, fmt.Errorf("an answer of %d bytes", len(message))
+	defer files.close()
+	for {
+		kind, content, err := receive(stream)
+		if err != nil {
+			return 0, err
+		}
+		switch {
+		case kind == 'S' && given.secrets:
+			err = files.writeSecrets(content)
+		case kind == 'I' && files.stdin != nil:
+			_, err = files.stdin.Write(content)
+		case kind == 'G' && len(content) == 8:
+			return int64(binary.LittleEndian.Uint64(content)), files.complete()
+		default:
+			err = fmt.Errorf("an unexpected message %q of %d bytes", kind, len(content))
+		}
+		if err != nil {
+			return 0, err
+		}
 	}
-	return int64(binary.LittleEndian.Uint64(message)), nil
+}
+
+// receiveOrders passes orders to the recorder, and returns the size that ends the call.
+func receiveOrders(stream grpc.ClientStream, record *record, done chan<- []byte) (int64, error) {
+	for {
+		kind, content, err := receive(stream)
+		switch {
+		case err != nil:
+			return 0, err
+		case kind == 'O' && len(content) == 1:
+			// Not when the server is told: an answer may have to wait behind output.
+			obeyed := byte(0)
+			if err := record.order(content[0]); err == nil {
+				obeyed = 1
+			} else {
+				fmt.Fprintln(os.Stderr, "relay:", err)
+			}
+			select {
+			case done <- append(binary.LittleEndian.AppendUint64(nil, orderDone), content[0], obeyed):
+			default: // The server does not wait for so many answers.
+			}
+		case kind == 'E' && len(content) == 8:
+			return int64(binary.LittleEndian.Uint64(content)), nil
+		default:
+			return 0, fmt.Errorf("an unexpected message %q of %d bytes", kind, len(content))
+		}
+	}
+}
+
+// receive returns the kind of a message from the server, and its content.
+func receive(stream grpc.ClientStream) (byte, []byte, error) {
+	var message []byte
+	if err := stream.RecvMsg(&message); err != nil {
+		return 0, nil, err
+	}
+	if len(message) == 0 {
+		return 0, nil, errors.New("an empty message")
+	}
+	return message[0], message[1:], nil
 }

@@ -5,8 +5,8 @@ import (
 	"path/filepath"
 )
 
-// prepare makes what the containers of a pod share: bin with the recorder, box for the second name of the record, and
-// own for the record itself, which the container of the job does not see.
+// prepare makes what the containers of a pod share: bin with the recorder, box for the second name of the record, in for
+// the standard input of the job, and own for the record itself, which the container of the job does not see.
 func prepare(directory string) error {
 	program, err := os.Executable()
 	if err != nil {
@@ -16,7 +16,7 @@ func prepare(directory string) error {
 	if err != nil {
 		return err
 	}
-	for name, mode := range map[string]os.FileMode{"bin": 0o755, "box": 0o777, "own": 0o700} {
+	for name, mode := range map[string]os.FileMode{"bin": 0o755, "box": 0o777, "in": 0o755, "own": 0o700} {
 		path := filepath.Join(directory, name)
 		if err := os.MkdirAll(path, mode); err != nil {
 			return err

@@ -14,6 +14,10 @@ const (
 	blockBytes                         = 65536
 	blockHeaderBytes, frameHeaderBytes = 168, 16
 	lengthAt, kindAt                   = 8, 10
+	// What the name of the FIFO of orders has after that of the record.
+	ordersEnd = ".orders"
+	// See recorder.c.
+	hardStop = 44
 )
 
 // A record on the disk, which the recorder writes.
@@ -71,7 +75,42 @@ func makeNames(path, box string) error {
 	if err := file.Chmod(0o666); err != nil {
 		return err
 	}
+	// First, as the recorder opens it before it claims the record.
+	if err := makeOrders(path+ordersEnd, filepath.Join(box, "orders")); err != nil {
+		return err
+	}
 	return os.Link(path, filepath.Join(box, "log"))
+}
+
+// makeOrders makes the FIFO of orders, and its second name.
+func makeOrders(path, second string) error {
+	if err := syscall.Mkfifo(path, 0o666); err != nil && !errors.Is(err, os.ErrExist) {
+		return os.NewSyscallError("mkfifo", err)
+	}
+	if err := os.Chmod(path, 0o666); err != nil {
+		return err
+	}
+	if err := os.Link(path, second); err != nil && !errors.Is(err, os.ErrExist) {
+		return err
+	}
+	return nil
+}
+
+// order writes an order for the recorder. It fails if no recorder has opened the FIFO.
+func (its *record) order(number byte) error {
+	// The mark by which the recorder obeys a hard stop. Nothing in the container can set it.
+	if number == hardStop {
+		if err := its.file.Chmod(0o600); err != nil {
+			return err
+		}
+	}
+	orders, err := os.OpenFile(its.path+ordersEnd, os.O_WRONLY|syscall.O_NONBLOCK, 0)
+	if err != nil {
+		return err
+	}
+	defer orders.Close()
+	_, err = orders.Write([]byte{number})
+	return err
 }
 
 // isFree says whether no recorder has locked the record.

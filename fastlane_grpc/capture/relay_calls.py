@@ -1,0 +1,77 @@
+"""The meeting point of captures in pods and the calls of their relays, both by the directory of a record.
+
+A capture leaves here what its relay is to hand over to the recorder, and finds here the call that carries its signals.
+Any thread may use it.
+"""
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class JobFiles:
+    """Files that a job gets at its start. `read_secrets` returns the content of its file of secrets, read anew."""
+
+    read_secrets: Callable[[], bytes] | None = None
+    stdin: Path | None = None
+
+
+class RelayCall(Protocol):
+    """The call of a relay that is connected."""
+
+    def order(self, number: int) -> bool:
+        """Send a signal to the recorder. False: it is not certain that the recorder gets it. Waits for seconds."""
+
+
+class RelayCalls:
+    """The files of jobs that are about to start, and the calls of relays."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._files: dict[Path, JobFiles] = {}
+        self._calls: dict[Path, RelayCall] = {}
+
+    def offer_secrets(self, directory: Path, read: Callable[[], bytes]) -> None:
+        """Keep the way to a job's secrets, until `withdraw`. The secrets themselves are not kept."""
+        with self._lock:
+            self._files[directory] = replace(self._files.get(directory, JobFiles()), read_secrets=read)
+
+    def offer_stdin(self, directory: Path, content: Path) -> None:
+        """Keep the file of a job's standard input, until `withdraw`."""
+        with self._lock:
+            self._files[directory] = replace(self._files.get(directory, JobFiles()), stdin=content)
+
+    def withdraw(self, directory: Path) -> None:
+        """Forget the files of a job."""
+        with self._lock:
+            self._files.pop(directory, None)
+
+    def files(self, directory: Path) -> JobFiles:
+        """Return the files of a job, as far as they are known here."""
+        with self._lock:
+            return self._files.get(directory, JobFiles())
+
+    @contextmanager
+    def connected(self, directory: Path, call: RelayCall) -> Iterator[None]:
+        """Let signals go by this call, within the context."""
+        with self._lock:
+            self._calls[directory] = call
+        try:
+            yield
+        finally:
+            with self._lock:
+                if self._calls.get(directory) is call:
+                    del self._calls[directory]
+
+    def order(self, directory: Path, number: int) -> bool:
+        """Send a signal to a recorder by its relay. False: no relay is connected, or it is not certain."""
+        with self._lock:
+            call = self._calls.get(directory)
+        return call is not None and call.order(number)
+
+
+relay_calls = RelayCalls()
