@@ -1,10 +1,16 @@
 """The manifests and the chart in docs/deploy/kubernetes: their Role on a real cluster, and that both say the same."""
 
+import io
+import os
 import re
+import subprocess
+import sys
+import tarfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import docker
 import pytest
 import yaml
 
@@ -12,7 +18,9 @@ from fastlane_grpc import config
 from fastlane_grpc.config import KubernetesHostSettings
 from fastlane_grpc.model import HostKind
 from tests.cluster.account import MANIFESTS, Account, manifests, of_kind
+from tests.cluster.kit import recorder_program
 from tests.cluster.processes import wait_until
+from tests.commands_served import environment
 from tests.tools import ROOT
 
 if TYPE_CHECKING:
@@ -93,6 +101,51 @@ def test_the_network_policy_lets_in_the_pods_of_jobs_by_a_label_that_they_have()
     rules = of_kind("NetworkPolicy")["spec"]["ingress"]
     [relays] = [rule for rule in rules if [port["port"] for port in rule["ports"]] == ["relays"]]
     assert relays["from"] == [{"podSelector": {"matchExpressions": [{"key": EXECUTION_LABEL, "operator": "Exists"}]}}]
+
+
+# ---- the client library and the kit
+
+
+def test_a_server_without_the_client_library_says_what_to_install(tmp_path: Path) -> None:
+    host = {"name": "pods", "kind": "kubernetes", "namespace": "a", "kit_image": "kit:1", "relay_address": "a:1"}
+    file = tmp_path / "fastlane.toml"
+    file.write_text("[[hosts]]\n" + "".join(f'{name} = "{value}"\n' for name, value in host.items()))
+    # As where the extra is not installed.
+    without = "import sys; sys.modules['kubernetes'] = None; from fastlane_grpc.cli import main; main()"
+    command = [sys.executable, "-c", without, "server", "--insecure", "--config", str(file), "--listen", "127.0.0.1:0"]
+    command += ["--data-dir", str(tmp_path / "data"), "--http-listen", "off", "--relay-listen", "127.0.0.1:0"]
+    refused = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=60)
+    assert refused.returncode == 1
+    assert refused.stderr.endswith(
+        "fastlane: host 'pods': the client library of Kubernetes is not installed: `pip install "
+        "'fastlane-grpc[kubernetes]'` where the server is installed, or remove hosts of kind kubernetes\n"
+    )
+
+
+@pytest.mark.cluster
+@pytest.mark.timeout(180)
+def test_the_kit_has_two_static_programs_and_nothing_else(tmp_path: Path, sdk: docker.DockerClient) -> None:
+    tag = f"fastlane-kit-test:{os.getpid()}"
+    subprocess.run([ROOT / ".ci" / "kit", tag], check=True, stdin=subprocess.DEVNULL)
+    try:
+        image = sdk.images.get(tag)
+        files: dict[str, bytes] = {}
+        container = sdk.api.create_container(tag, command=["granted", "/nothing"])
+        try:
+            archive = b"".join(sdk.api.export(container))
+        finally:
+            sdk.api.remove_container(container)
+        with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
+            for member in tar:
+                if member.isfile() and member.mode & 0o111 and (content := tar.extractfile(member)):
+                    files[member.name] = content.read()
+        assert image.attrs["Config"]["Entrypoint"] == ["/relay"]
+        assert {name for name, content in files.items() if content} - {".dockerenv"} == {"relay", "recorder"}
+        assert files["recorder"] == recorder_program().read_bytes()
+        # No interpreter is named: a program that is linked statically.
+        assert all(b"/ld-" not in content[:4096] for content in files.values())
+    finally:
+        sdk.images.remove(tag, force=True)
 
 
 # ---- the Role, on a real cluster

@@ -26,6 +26,7 @@ from tests.cluster.processes import wait_until
 from tests.commands import FASTLANE
 from tests.commands_served import SECONDS, Server, environment, fastlane
 from tests.engine import engine_address
+from tests.reading import Reader
 from tests.succession import free_address
 
 if TYPE_CHECKING:
@@ -263,6 +264,23 @@ def test_no_byte_reaches_the_record_of_an_execution_that_has_ended(harness: Harn
                     next(call)
                 assert refused.value.code() is grpc.StatusCode.UNAUTHENTICATED
         assert (directory / "log").read_bytes() == before
+
+
+def test_a_pod_of_a_host_that_was_removed_is_lost_with_a_gap_after_what_came(harness: Harness) -> None:
+    with harness.client() as client:
+        job = client.enqueue("pod-a", harness.image, args=["echo first; sleep 1000"], entrypoint=["sh", "-c"])
+        reader = Reader(client, job.execution.id)
+        reader.wait_for_output(b"first\n")
+        harness.server.end(signal.SIGTERM)
+        harness.config.write_text(f'[[hosts]]\nname = "here"\nengine = "{engine_address()}"\n')
+        harness.server.start()
+        assert reader.end().state == pb.STATE_LOST
+        assert reader.execution().outcome.reason == pb.REASON_HOST_GONE
+        assert reader.stdout == b"first\n"
+        assert {(gap.source, gap.missing_bytes) for gap in reader.gaps} == {
+            (pb.SOURCE_STDOUT, None),
+            (pb.SOURCE_STDERR, None),
+        }
 
 
 def test_pods_send_nothing_in_the_clear_unless_that_is_accepted(harness: Harness) -> None:

@@ -24,6 +24,7 @@ from fastlane_grpc.machine.data_directory import free_bytes
 from fastlane_grpc.model import (
     Availability,
     Cause,
+    HostKind,
     HostReport,
     LogTotals,
     Outcome,
@@ -682,9 +683,14 @@ async def test_hosts_are_listed_with_all_that_is_known_of_them(harness: RpcHarne
             "b", "unix:///run/b.sock", Availability.UP, 3, 4, "it went away", failed, "28.5.1", "attach", "not here"
         ),
         HostReport("a", "tcp://a:2375", Availability.DOWN, 0, 12),
+        HostReport("c", "https://c", Availability.UP, 0, 9, capture="relay", kind=HostKind.KUBERNETES),
     ]
     told = (await harness.hosts.ListHosts(pb.ListHostsRequest())).hosts
-    assert [host.name for host in told] == ["b", "a"]
+    assert [host.name for host in told] == ["b", "a", "c"]
+    assert [(host.kind, host.capture) for host in told[1:]] == [
+        (pb.EngineHost.KIND_DOCKER, pb.EngineHost.CAPTURE_UNSPECIFIED),
+        (pb.EngineHost.KIND_KUBERNETES, pb.EngineHost.CAPTURE_RELAY),
+    ]
     assert (told[0].address, told[0].availability, told[0].running, told[0].max_running) == (
         "unix:///run/b.sock",
         pb.EngineHost.AVAILABILITY_UP,

@@ -199,7 +199,8 @@ class RelayedCapture:
         return Delivery.TAKEN if sent else Delivery.NOT_SENT
 
     def resume(self, container_id: str | None) -> None:
-        """Do nothing, as the relay goes on by itself."""
+        """Go on, as the relay does by itself. Of a container that is given up, some output may be missing."""
+        self._cut = container_id is None
 
     def abandon_unwritten(self) -> None:
         """Do nothing: the disk of the node is not the server's."""
