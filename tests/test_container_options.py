@@ -10,7 +10,7 @@ import pytest
 from fastlane_grpc.api.container_validation import ULIMITS
 from fastlane_grpc.api.converters import read_enqueue
 from fastlane_grpc.api.validation import enqueue_violations
-from fastlane_grpc.capture.recorder import _capabilities, _ulimits
+from fastlane_grpc.capture.recorder import capabilities_by_recorder, ulimits_by_recorder
 from fastlane_grpc.client import STDOUT, Client, Dns, Gap, Output, Tmpfs, Ulimit
 from fastlane_grpc.v1 import fastlane_pb2 as pb
 from tests.reading import outcome, run
@@ -137,7 +137,7 @@ def test_what_the_engine_cannot_give_is_told_as_its_refusal(client: Client, imag
 
 def test_the_limits_of_the_engine_leave_the_recorder_at_work() -> None:
     given = [{"Name": name, "Soft": 0, "Hard": 0} for name in ULIMITS]
-    shared = _ulimits({"Ulimits": given})
+    shared = ulimits_by_recorder({"Ulimits": given})
     assert shared.options == [word for name in ULIMITS for word in ("--ulimit", f"{name}=0:0")]
     by_name = {each["Name"]: each["Hard"] for each in shared.host_config["Ulimits"]}
     assert all(each["Soft"] == each["Hard"] for each in shared.host_config["Ulimits"])
@@ -157,7 +157,7 @@ def test_the_limits_of_the_engine_leave_the_recorder_at_work() -> None:
 def test_the_recorder_keeps_what_it_needs_to_end_a_container(
     dropped: list[str], by_engine: list[str] | None, added: list[str] | None
 ) -> None:
-    changed = _capabilities({"CapDrop": dropped}).host_config
+    changed = capabilities_by_recorder({"CapDrop": dropped}).host_config
     assert (changed.get("CapDrop"), changed.get("CapAdd")) == (by_engine, added)
 
 

@@ -14,7 +14,7 @@ import pytest
 from fastlane_grpc.config import SecretSettings
 from fastlane_grpc.execution import Step
 from fastlane_grpc.inputs import InputFiles
-from fastlane_grpc.model import Reason, State, Stdin
+from fastlane_grpc.model import Reason, State, Stdin, Ulimit
 from fastlane_grpc.runner import LeaveCommand
 from fastlane_grpc.secrets import NamedSecrets
 from tests.cluster.loopback import on_nodes
@@ -125,6 +125,16 @@ def test_what_a_command_printed_before_its_end_is_kept_however_it_is_ended(harne
     assert [output.gaps for output in printed] == [[]] * 4
     assert "sent SIGINT" in harness.system(other.id)
     assert harness.pods_are_gone()
+
+
+def test_a_command_has_its_limits_and_no_capability_that_was_dropped(harness: RelayedHarness) -> None:
+    limits = {"ulimits": [Ulimit("nofile", 64)], "cap_drop": ["ALL"]}
+    execution = harness.script("ulimit -n; grep -E 'Cap(Eff|Bnd)' /proc/self/status", **limits)
+    assert execution.state is State.SUCCEEDED, execution.outcome
+    assert harness.output(execution.id).stdout == b"64\nCapEff:\t%016x\nCapBnd:\t%016x\n" % (0, 0)
+    assert execution.usage
+    assert execution.usage.cpu_time
+    assert execution.usage.peak_memory_bytes
 
 
 SECRET = secrets.token_hex(16)

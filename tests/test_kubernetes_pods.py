@@ -75,12 +75,17 @@ IN_POD = {
             and pod["spec"]["dnsConfig"]["options"] == [{"name": "ndots", "value": "2"}, {"name": "rotate"}]
         ),
     ),
+    "ulimits": (
+        [Ulimit("nofile", 1), Ulimit("core", 0, 5)],
+        lambda pod, job: (
+            job["ulimits"] == [{"Name": "nofile", "Soft": 1, "Hard": 1}, {"Name": "core", "Soft": 0, "Hard": 5}]
+        ),
+    ),
     "cap_drop": (["cap_chown"], lambda pod, job: job["securityContext"]["capabilities"] == {"drop": ["CHOWN"]}),
 }
 REFUSED: dict[str, Any] = {
     "user": "nobody",
     "network": "none",
-    "ulimits": [Ulimit("nofile", 1)],
     "volumes": [Volume("v", "/v")],
     "devices": [Device("/dev/fuse")],
     "gpus": Gpus(1),

@@ -11,7 +11,7 @@ from fastlane_grpc.capture.relay_tokens import KEY_FILE, RelayTokens
 from fastlane_grpc.capture.relayed import RelayKit
 from fastlane_grpc.errors import CannotServe
 from fastlane_grpc.kubernetes.pod_body import PodSettings, pod_body
-from fastlane_grpc.model import Tmpfs
+from fastlane_grpc.model import Tmpfs, Ulimit
 from fastlane_grpc.registry.reference import HUB
 from tests.pods import NO_IMAGE, assignment
 
@@ -54,6 +54,31 @@ def test_what_a_job_does_not_say_is_of_its_image_word_by_word() -> None:
     assert command_of(image=image, args=["$c"]) == ["/bin/x", "$$(A)", "$$c"]
     assert command_of(image=image, entrypoint=["y"]) == ["y"]
     assert wrapped(image=image)["containers"][0]["image"] == f"{HUB}/library/busybox@{image.digest}"
+
+
+def test_the_recorder_sets_the_limits_of_the_command() -> None:
+    (job,) = wrapped(entrypoint=["x"], ulimits=[Ulimit("nofile", 64)])["containers"]
+    assert job["command"][job["command"].index("--ulimit") + 1] == "nofile=64:64"
+    assert "ulimits" not in job
+
+
+@pytest.mark.parametrize(
+    ("user", "dropped", "by_recorder", "capabilities"),
+    [
+        ("", ["CHOWN"], [], {"drop": ["CHOWN"]}),
+        ("", ["CHOWN", "KILL"], ["KILL"], {"drop": ["CHOWN"]}),
+        ("0", ["KILL"], ["KILL"], {}),
+        ("", ["ALL"], ["KILL", "SETPCAP"], {"drop": ["ALL"], "add": ["KILL", "SETPCAP"]}),
+        ("1000", ["ALL"], [], {"drop": ["ALL"]}),
+    ],
+)
+def test_the_recorder_keeps_the_capabilities_that_it_needs_alone(
+    user: str, dropped: list[str], by_recorder: list[str], capabilities: dict[str, list[str]]
+) -> None:
+    (job,) = wrapped(entrypoint=["x"], user=user, cap_drop=dropped)["containers"]
+    words = job["command"]
+    assert [words[place + 1] for place, word in enumerate(words) if word == "--cap-drop"] == by_recorder
+    assert job["securityContext"]["capabilities"] == capabilities
 
 
 def test_a_job_without_any_command_is_refused() -> None:

@@ -77,7 +77,7 @@ class Recorder:
         """
         words = command_of(body["Entrypoint"], body["Cmd"], image)
         host = body["HostConfig"]
-        limits, privileges = _ulimits(host), _capabilities(host)
+        limits, privileges = ulimits_by_recorder(host), capabilities_by_recorder(host)
         recorder = [PROGRAM_TARGET, "--execution", execution_id, "--limit", str(self.max_log_bytes)]
         recorder += ["--secrets", str(variables)] if variables else []
         recorder += ["--stdin", STDIN_TARGET] if stdin else []
@@ -106,7 +106,7 @@ class Recorder:
 
 
 @dataclass(frozen=True, slots=True)
-class _ByRecorder:
+class ByRecorder:
     """Options of the recorder, which hold for the command alone, and the engine's part, which holds for both."""
 
     options: Sequence[str]
@@ -119,7 +119,7 @@ _LEAST_ULIMITS = {"cpu": -1, "data": -1, "fsize": -1, "nproc": -1, "nofile": 102
 _OWN_CAPABILITIES = ("KILL", "SETPCAP")
 
 
-def _ulimits(host: Mapping[str, Any]) -> _ByRecorder:
+def ulimits_by_recorder(host: Mapping[str, Any]) -> ByRecorder:
     """Give the limits of the container to its command. The engine's must allow the recorder to set and to survive
     them."""
     options: list[str] = []
@@ -130,20 +130,20 @@ def _ulimits(host: Mapping[str, Any]) -> _ByRecorder:
         least = _LEAST_ULIMITS.get(name, 0)
         limit = -1 if -1 in (least, hard) else max(least, hard)
         by_engine.append({"Name": name, "Soft": limit, "Hard": limit})
-    return _ByRecorder(options, {"Ulimits": by_engine} if by_engine else {})
+    return ByRecorder(options, {"Ulimits": by_engine} if by_engine else {})
 
 
-def _capabilities(host: Mapping[str, Any]) -> _ByRecorder:
+def capabilities_by_recorder(host: Mapping[str, Any]) -> ByRecorder:
     """Take the capabilities of the container from its command; the recorder keeps those that it needs."""
     dropped = host.get("CapDrop", ())
     everything = "ALL" in dropped
     by_recorder = [name for name in _OWN_CAPABILITIES if everything or name in dropped]
     options = [word for name in by_recorder for word in ("--cap-drop", name)]
     if not by_recorder:
-        return _ByRecorder(options, {})
+        return ByRecorder(options, {})
     by_engine: dict[str, Any] = {"CapDrop": [name for name in dropped if name not in _OWN_CAPABILITIES]}
     # Both are among the engine's default ones: nothing is added to what a container has without `cap_drop`.
-    return _ByRecorder(options, by_engine | ({"CapAdd": list(_OWN_CAPABILITIES)} if everything else {}))
+    return ByRecorder(options, by_engine | ({"CapAdd": list(_OWN_CAPABILITIES)} if everything else {}))
 
 
 class RecorderCapture:

@@ -8,7 +8,7 @@ import fcntl
 import os
 import signal
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -22,7 +22,7 @@ from fastlane_grpc.backend import Image
 from fastlane_grpc.capture.capture import ContainerEnd, ReadSecrets, not_kept
 from fastlane_grpc.capture.handoff import CommandStatus, Delivery, packed_variables
 from fastlane_grpc.capture.record_retries import retry_until_written
-from fastlane_grpc.capture.recorder import command_of
+from fastlane_grpc.capture.recorder import capabilities_by_recorder, command_of, ulimits_by_recorder
 from fastlane_grpc.capture.relay_calls import relay_calls
 from fastlane_grpc.capture.relay_tokens import RelayTokens
 from fastlane_grpc.capture.relayed_record import Permission, close, decide, new_pod, permission
@@ -38,6 +38,8 @@ LOOK_SECONDS = 0.02
 SHARED, VOLUME = "/.fastlane", "fastlane"
 # The container of the relay in each pod.
 RELAY_CONTAINER = "relay"
+# The limits of a job's processes in the description of its container, where the recorder finds them: no field of pods.
+ULIMITS = "ulimits"
 # The standard input of a job, as the relay and the recorder see it.
 STDIN = f"{SHARED}/in/stdin"
 # The time after the job's end in which a relay may still deliver, while the server is away.
@@ -81,6 +83,8 @@ class RelayKit:
         recorder = [f"{SHARED}/bin/recorder", "--execution", execution_id, *limit]
         recorder += ["--secrets", str(variables)] if variables else []
         recorder += ["--stdin", STDIN] if stdin else []
+        privileges, security = _privileges(job.get("securityContext") or {})
+        recorder += [*ulimits_by_recorder({"Ulimits": job.get(ULIMITS, ())}).options, *privileges]
         recorder += [f"{SHARED}/box", "--"]
         mounts = [
             {"name": VOLUME, "mountPath": f"{SHARED}/bin", "subPath": "bin", "readOnly": True},
@@ -88,8 +92,9 @@ class RelayKit:
             *([{"name": VOLUME, "mountPath": f"{SHARED}/in", "subPath": "in", "readOnly": True}] if stdin else []),
         ]
         wrapped = {
-            **{name: value for name, value in job.items() if name != "args"},
+            **{name: value for name, value in job.items() if name not in {"args", ULIMITS}},
             "command": [*recorder, *words],
+            "securityContext": security,
             "volumeMounts": [*job.get("volumeMounts", ()), *mounts],
         }
         return {
@@ -131,6 +136,19 @@ class RelayKit:
                 },
             },
         ]
+
+
+def _privileges(security: Mapping[str, Any]) -> tuple[Sequence[str], Mapping[str, Any]]:
+    """Return the options by which the recorder takes capabilities from the command, and the pod's part of them."""
+    dropped = (security.get("capabilities") or {}).get("drop", ())
+    # A recorder that is not root has none, and needs none: all processes of the container are its user's.
+    if security.get("runAsUser"):
+        return (), security
+    by_recorder = capabilities_by_recorder({"CapDrop": dropped})
+    if not by_recorder.options:
+        return (), security
+    names = {"drop": by_recorder.host_config["CapDrop"], "add": by_recorder.host_config.get("CapAdd", ())}
+    return by_recorder.options, {**security, "capabilities": {name: [*each] for name, each in names.items() if each}}
 
 
 def _literal(image: Image) -> Image:

@@ -6,6 +6,7 @@ from datetime import timedelta
 from typing import Any
 
 from fastlane_grpc.backend import CannotRun, Image
+from fastlane_grpc.capture.relayed import ULIMITS
 from fastlane_grpc.model import Assignment, JobSpec, PullPolicy, Reason
 from fastlane_grpc.registry import Reference
 from fastlane_grpc.text.shell_words import split_command
@@ -110,7 +111,6 @@ def _refuse(spec: JobSpec) -> None:
         "a user or group by name: give numbers": spec.user and not all(each.isdigit() for each in (user, group or "0")),
         "limits.pids": spec.limits.pids,
         "limits.cpuset": spec.limits.cpuset,
-        "ulimits": spec.ulimits,
         "a network": spec.network,
         "volumes": spec.volumes,
         "devices": spec.devices,
@@ -147,6 +147,10 @@ def _container(spec: JobSpec, image: Image) -> Mapping[str, Any]:
             "workingDir": spec.working_dir,
             "imagePullPolicy": _POLICIES.get(spec.pull_policy, "IfNotPresent"),
             "resources": _resources(spec),
+            ULIMITS: [
+                {"Name": each.name, "Soft": each.soft, "Hard": each.soft if each.hard is None else each.hard}
+                for each in spec.ulimits
+            ],
             "volumeMounts": [
                 *({"name": _name_of(number), "mountPath": tmpfs.path} for number, tmpfs in enumerate(spec.tmpfs)),
                 *([{"name": "shm", "mountPath": "/dev/shm"}] if spec.limits.shm_bytes else []),
