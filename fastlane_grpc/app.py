@@ -806,15 +806,15 @@ def check_reach(settings: Settings) -> None:
             )
     if settings.kubernetes_hosts and not settings.tls_cert and not is_loopback(settings.relay_listen):
         raise CannotServe(
-            f"pods would send their output to {settings.relay_listen} in the clear (tls_cert); set tls_cert and "
-            "tls_key, or accept it with --insecure"
+            f"pods would send their output to {settings.relay_listen}, and get secrets of jobs, in the clear "
+            "(tls_cert); set tls_cert and tls_key, or accept it with --insecure"
         )
 
 
 def _warn_of_plain_relays(settings: Settings, port: int) -> None:
     if not settings.tls_cert and not is_loopback(settings.relay_listen):
         address = f"{settings.relay_listen.rpartition(':')[0]}:{port}"
-        log.warning(f"insecure: pods send their output to {address} in the clear (tls_cert)")
+        log.warning(f"insecure: pods send their output to {address}, and get secrets, in the clear (tls_cert)")
 
 
 def _warn_of_reach(settings: Settings, listen: str, port: int) -> None:

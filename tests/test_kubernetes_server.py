@@ -193,13 +193,18 @@ def test_what_only_an_engine_has_is_refused_before_a_job_is_queued(harness: Harn
 
 
 def with_tls(harness: Harness, directory: Path, authority: Authority, trusted: Authority) -> None:
+    """Write settings with a certificate for pods, in one file with its key, and with a secret of the operator."""
     pair = authority.sign("server", names=f"DNS:localhost,IP:127.0.0.1,IP:{ADDRESS}")
     both = directory / "both.pem"
     both.write_bytes(pair.cert.read_bytes() + pair.key.read_bytes())
     harness.settings(f'tls_cert = "{both}"\ntls_key = "{both}"\nrelay_ca = "{trusted.cert}"')
+    word = directory / "word"
+    word.write_text("open sesame")
+    with harness.config.open("a") as file:
+        file.write(f'\n[[secrets]]\nname = "cave"\ntasks = "*"\nfile = "{word}"\n')
 
 
-def test_a_relay_speaks_tls_with_a_server_that_has_a_certificate(
+def test_a_relay_speaks_tls_and_brings_a_secret_that_no_log_shows(
     harness: Harness, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     authority = Authority(tmp_path)
@@ -208,10 +213,12 @@ def test_a_relay_speaks_tls_with_a_server_that_has_a_certificate(
     server = Server(tmp_path / "data", "--config", str(harness.config))
     try:
         with Client(server.address, tls_ca=authority.cert) as client:
-            job = client.enqueue("pod-a", harness.image, args=["echo told; exit 5"], entrypoint=["sh", "-c"])
-            *events, end = client.tail(job.execution.id)
-            assert end.exit_status == 5
-            assert b"told\n" in [getattr(event, "data", b"") for event in events]
+            script = 'if [ "$WORD" = "open sesame" ]; then echo right; fi; echo "$WORD"; exit 5'
+            job = client.enqueue(
+                "pod-a", harness.image, args=[script], entrypoint=["sh", "-c"], secret_envs={"WORD": "cave"}
+            )
+            reader = Reader(client, job.execution.id)
+            assert (reader.end().exit_status, reader.stdout) == (5, b"right\n***\n")
     finally:
         server.end(signal.SIGTERM)
     assert "in the clear" not in harness.log()
@@ -293,7 +300,7 @@ def test_pods_send_nothing_in_the_clear_unless_that_is_accepted(harness: Harness
         timeout=SECONDS,
     )
     assert refused.returncode == 1
-    assert f"pods would send their output to {harness.relays} in the clear (tls_cert)" in refused.stderr
+    assert f"pods would send their output to {harness.relays}, and get secrets of jobs, in the clear" in refused.stderr
     assert "insecure: pods send their output" in (harness.settings("insecure = true"), harness.server, harness.log())[2]
 
 
