@@ -44,6 +44,9 @@ T = TypeVar("T")
 
 # Most executions that one transaction claims or promotes. Other writes wait for no more than that.
 CLAIMS_AT_ONCE = 256
+# Threads that leave their containers at the same time when the server stops, and the time for which they may hang.
+LEAVING_AT_ONCE = 64
+LEAVE_SECONDS = 0.05
 # The longest pause before an execution is resumed after a failure of the machine.
 LONGEST_PAUSE_SECONDS = 30.0
 PROMOTIONS_AT_ONCE = 256
@@ -118,7 +121,7 @@ class Dispatcher:
         # answers the claim: whichever comes first makes the mailbox.
         self._claims: dict[str, _Claim] = {}
         self._on_thread: dict[str, _Claim] = {}
-        # As many threads as executions ran at one time. Each thread takes the first item of the queue.
+        # As many threads as executions ran at one time. Each thread takes the first item of the queue; None ends it.
         self._threads = 0
         self._work: queue.SimpleQueue[tuple[SlotsOfHost, Assignment, _Claim] | None] = queue.SimpleQueue()
         self._execution_ended = asyncio.Event()
@@ -236,15 +239,31 @@ class Dispatcher:
         self._closing = True
         for backoff in (self._backoff, self._removed.backoff, *(host.backoff for host in self._hosts.all)):
             backoff.stop()
-        for claim in self._on_thread.values():
-            claim.mailbox.put(LeaveCommand())
-        for _ in range(self._threads):
-            self._work.put(None)
+        self._work.put(None)
         with suppress(TimeoutError):
             async with asyncio.timeout(timeout_seconds):
-                while self._on_thread:
-                    self._execution_ended.clear()
-                    await self._execution_ended.wait()
+                await self._leave_all()
+
+    async def _leave_all(self) -> None:
+        """Have the threads leave their containers, some at a time, and wait for all of them.
+
+        Thousands of threads that woke at once would take the interpreter from the loop for minutes.
+        """
+        untold = list(self._on_thread)
+        told: set[str] = set()
+        while self._on_thread:
+            self._execution_ended.clear()
+            told &= self._on_thread.keys()
+            while untold and len(told) < LEAVING_AT_ONCE:
+                execution_id = untold.pop()
+                if claim := self._on_thread.get(execution_id):
+                    claim.mailbox.put(LeaveCommand())
+                    told.add(execution_id)
+            try:
+                await asyncio.wait_for(self._execution_ended.wait(), LEAVE_SECONDS)
+            except TimeoutError:
+                # These hang. The next ones have their turn.
+                told.clear()
 
     # ---- finding work
 
@@ -445,6 +464,8 @@ class Dispatcher:
     def _work_until_closed(self) -> None:
         while work := self._work.get():
             self._run(*work)
+        # One thread ends the next: see `_leave_all`.
+        self._work.put(None)
 
     def _run(self, host: SlotsOfHost, assignment: Assignment, claim: "_Claim") -> None:
         host_down = machine_failed = False

@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
-from fastlane_grpc.dispatcher import Dispatcher
+from fastlane_grpc.dispatcher import LEAVING_AT_ONCE, Dispatcher
 from fastlane_grpc.model import (
     Assignment,
     Execution,
@@ -1067,6 +1067,28 @@ async def test_close_is_quick_with_a_runner_that_hangs(tmp_path: Path) -> None:
         "the interpreter waits for none"
     )
     await harness.close()
+    for_ever.set()
+
+
+async def test_close_tells_threads_to_leave_some_at_a_time(tmp_path: Path) -> None:
+    harness = DispatcherHarness(tmp_path, max_running=LEAVING_AT_ONCE + 6)
+    for_ever, mailboxes = threading.Event(), list[Mailbox]()
+
+    def hang(assignment: Assignment, mailbox: Mailbox) -> None:
+        mailboxes.append(mailbox)
+        _wait(for_ever)
+
+    harness.runner.when_given = hang
+    harness.open()
+    for _ in range(LEAVING_AT_ONCE + 6):
+        await harness.enqueue()
+    await spins_until(lambda: len(mailboxes) == LEAVING_AT_ONCE + 6)
+    await harness.dispatcher.close(timeout_seconds=0)
+    assert sum(mailbox.get(0) is not None for mailbox in mailboxes) == LEAVING_AT_ONCE
+    await harness.close()
+    assert sum(mailbox.get(0) is not None for mailbox in mailboxes) == LEAVING_AT_ONCE + 6, (
+        "hung ones hold up no others"
+    )
     for_ever.set()
 
 
