@@ -119,11 +119,13 @@ class Handle:
 class StartWait:
     """The wait of a container between its start and its beginning: for a node as long as `node` is empty.
 
-    `text`: why it waits, in the backend's words; empty if there is nothing to tell.
+    `text`: why it waits, in the backend's words; empty if there is nothing to tell. `if_long`: what to tell of a wait
+    that is ordinary for some seconds.
     """
 
     node: str
     text: str
+    if_long: str = ""
 
 
 class InterruptionCause(Enum):

@@ -281,6 +281,31 @@ def test_a_pod_without_its_gate_waits_in_the_words_of_the_scheduler() -> None:
     assert "\x1b" not in waiting.text
 
 
+def test_a_pod_says_what_holds_up_its_helpers() -> None:
+    def wait(*helpers: Any) -> StartWait | None:
+        return container_of(
+            {
+                "metadata": {"name": "x", "uid": "u"},
+                "spec": {"nodeName": "n1"},
+                "status": {"phase": "Pending", "initContainerStatuses": list(helpers)},
+            }
+        ).start_wait
+
+    def relay(state: Any, *, started: bool) -> Any:
+        return {"name": "relay", "state": state, "started": started}
+
+    pulled = wait({"name": "prepare", "state": {"waiting": {"reason": "ErrImagePull", "message": "no such host"}}})
+    assert pulled == StartWait("n1", "the kit image: ErrImagePull: no such host")
+    for state in ({"running": {}}, {"waiting": {"reason": "CrashLoopBackOff"}}):
+        waiting = wait(relay(state, started=False))
+        assert waiting
+        assert waiting.text == ""
+        assert waiting.if_long.startswith("its relay has not reached the server")
+    # Then the node pulls the job's image, which takes its time.
+    assert wait(relay({"running": {}}, started=True)) == StartWait("n1", "")
+    assert wait(relay({"waiting": {"reason": "PodInitializing"}}, started=False)) == StartWait("n1", "")
+
+
 def test_a_container_that_is_being_created_has_not_failed() -> None:
     assert state("Pending", waiting={"reason": "ContainerCreating"}).start_failure is None
 

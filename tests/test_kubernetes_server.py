@@ -255,6 +255,16 @@ def relay_log(api: Any, pod: str, namespace: str) -> str:
         return ""
 
 
+def test_a_log_says_that_a_relay_does_not_reach_the_server(harness: Harness) -> None:
+    harness.settings("insecure = true", relay_address=free_address(ADDRESS))
+    with harness.client() as client:
+        job = client.enqueue("pod-a", harness.image, args=["echo told"], entrypoint=["sh", "-c"])
+        reader = Reader(client, job.execution.id)
+        reader.wait_for(lambda: "its relay has not reached the server" in reader.system)
+        client.stop(job.id, grace=3600)
+        assert reader.end().state == pb.STATE_STOPPED
+
+
 def test_no_byte_reaches_the_record_of_an_execution_that_has_ended(harness: Harness) -> None:
     with harness.client() as client:
         job = client.enqueue("pod-a", harness.image, args=["echo told"], entrypoint=["sh", "-c"])

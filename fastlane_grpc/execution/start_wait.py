@@ -54,7 +54,7 @@ def _wait(lifecycle: Lifecycle) -> Container:
     give_up = expiry = float("inf")
     if lifecycle.execution.expire_time:
         expiry = boottime() + (lifecycle.execution.expire_time - utc_now()).total_seconds()
-    wait = None
+    wait, is_long = None, False
     while True:
         container = _look(lifecycle)
         if container.ended and container.start_time is None:
@@ -64,13 +64,14 @@ def _wait(lifecycle: Lifecycle) -> Container:
         if container.start_failure:
             give_up = min(give_up, boottime() + lifecycle.context.retry_seconds)
             _check(container.start_failure, is_late=boottime() >= give_up)
-        wait = _report(lifecycle, container.start_wait, wait)
+        wait = _report(lifecycle, _told(container.start_wait, is_long=is_long), wait)
         if boottime() >= expiry:
             if _revoked(lifecycle):
                 raise Expired
             # It begins: as on any other host, it was started in time.
             expiry = float("inf")
         received = lifecycle.receive(min(LOOK_SECONDS, give_up - boottime(), expiry - boottime()))
+        is_long = is_long or received is None
         if isinstance(received, StopCommand):
             revoke_for(lifecycle, received.stop)
             return _look(lifecycle)
@@ -98,6 +99,11 @@ def _check(failure: Diagnosis, *, is_late: bool) -> None:
     """Raise BackendRefuses if the container is not started for good, or was not started for too long."""
     if failure.refusal is RefusalKind.FINAL or is_late:
         raise BackendRefuses(replace(failure, refusal=RefusalKind.FINAL))
+
+
+def _told(wait: StartWait | None, *, is_long: bool) -> StartWait | None:
+    """Return the wait with what is told of it by now."""
+    return replace(wait, text=wait.if_long) if wait and is_long and not wait.text else wait
 
 
 def _report(lifecycle: Lifecycle, wait: StartWait | None, before: StartWait | None) -> StartWait | None:

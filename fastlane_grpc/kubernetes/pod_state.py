@@ -45,6 +45,8 @@ _START_ERRORS = frozenset({"StartError", "ContainerCannotRun"})
 _NOT_FOUND = re.compile("executable file not found|no such file or directory|not a directory", re.IGNORECASE)
 _NOT_EXECUTABLE = re.compile("permission denied|is a directory|exec format error", re.IGNORECASE)
 
+_NOT_REACHED = "its relay has not reached the server, or was refused: check relay_address and relay_listen"
+
 _ENDED_PHASES = frozenset({"Succeeded", "Failed"})
 # The node has no trace of the container any more. The exit status that it then reports is made up.
 _NO_TRACE = "ContainerStatusUnknown"
@@ -136,11 +138,30 @@ def _start_wait(pod: Mapping[str, Any], start_failure: Diagnosis | None) -> Star
     """Return what a pod without its gate waits for: a node, by the words of the scheduler, or what its node does."""
     node = str(pod.get("spec", {}).get("nodeName") or "")
     if node:
-        return StartWait(node, start_failure.text if start_failure else "")
+        text = start_failure.text if start_failure else _helper_trouble(pod)
+        return StartWait(node, text, _NOT_REACHED if _relay_waits(pod) else "")
     conditions = pod.get("status", {}).get("conditions") or ()
     # The words about the gate stay there for a moment after it was removed: their reason is another one.
     refused = (each.get("message") for each in conditions if each.get("reason") == "Unschedulable")
     return StartWait("", printable(str(next(refused, "") or "")))
+
+
+def _relay_waits(pod: Mapping[str, Any]) -> bool:
+    """Whether the relay is there, and the server has not granted the start to it."""
+    statuses = pod.get("status", {}).get("initContainerStatuses") or ()
+    relay: Mapping[str, Any] = next((each for each in statuses if each.get("name") == RELAY_CONTAINER), {})
+    state = relay.get("state") or {}
+    was_there = "running" in state or (state.get("waiting") or {}).get("reason") == "CrashLoopBackOff"
+    return was_there and not relay.get("started")
+
+
+def _helper_trouble(pod: Mapping[str, Any]) -> str:
+    """Return why the recorder and the relay are not on the node; empty if nothing is said."""
+    for status in pod.get("status", {}).get("initContainerStatuses") or ():
+        waiting = (status.get("state") or {}).get("waiting") or {}
+        if waiting.get("reason") in _FINAL | _PASSING:
+            return f"the kit image: {_diagnosis(waiting, RefusalKind.PASSING).text}"
+    return ""
 
 
 def _start_failure(state: Mapping[str, Any]) -> Diagnosis | None:
