@@ -155,6 +155,16 @@ def test_an_archive_of_a_content_that_is_gone_or_short_says_which_one(tmp_path: 
         list(archive_of([missing], lambda sha256: io.BytesIO(b"abc")))
 
 
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("exponent", [40, 80])
+def test_an_archive_whose_entry_claims_any_size_is_refused_at_once(exponent: int) -> None:
+    claiming = entry("file")
+    claiming.size = 1 << exponent
+    content = claiming.tobuf(tarfile.GNU_FORMAT) + bytes(3 * tarfile.BLOCKSIZE)
+    with pytest.raises(ArchiveInvalid, match="it ends before its entries do"):
+        check_archive(io.BytesIO(content))
+
+
 def test_a_directory_is_packed_with_modes_and_links_that_stay_in_it(tmp_path: Path) -> None:
     (tmp_path / "bin").mkdir(mode=0o700)
     (tmp_path / "bin/tool").write_bytes(CONTENT)

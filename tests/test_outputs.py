@@ -106,6 +106,24 @@ def test_no_links_of_archives_lead_out_of_the_directory_together(links: Sequence
             assert Path(os.path.realpath(path)).is_relative_to(here)
 
 
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize(("path", "fault"), [("", "unexpected end"), ("other", "it ends before its entries do")])
+def test_an_archive_whose_entry_claims_any_size_is_refused_at_once(tmp_path: Path, path: str, fault: str) -> None:
+    claiming = entry("file")
+    claiming.size = 1 << 80
+    content = claiming.tobuf(tarfile.GNU_FORMAT) + bytes(3 * tarfile.BLOCKSIZE)
+    with pytest.raises(CannotUnpack, match=fault):
+        unpack_outputs(io.BytesIO(content), tmp_path / "here", path)
+
+
+@pytest.mark.parametrize("time", ["nan", "inf", "-1e400", "9e99"])
+def test_a_time_that_is_none_is_an_error_of_the_archive(tmp_path: Path, time: str) -> None:
+    claiming = entry("file")
+    claiming.pax_headers = {"mtime": time}
+    with pytest.raises(CannotUnpack, match="the archive is damaged"):
+        unpack_outputs(io.BytesIO(claiming.tobuf(tarfile.PAX_FORMAT) + bytes(1024)), tmp_path / "here")
+
+
 def test_an_archive_writes_through_no_symbolic_link(tmp_path: Path) -> None:
     here, elsewhere = tmp_path / "here", tmp_path / "elsewhere"
     here.mkdir()

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     import tarfile
 
 _BLOCK_BYTES = 1 << 20
+# At the end of an archive, `tarfile` reads once or twice in vain.
+_MOST_EMPTY_READS = 3
 
 
 class OutputsDamaged(Exception):
@@ -66,10 +68,10 @@ def unpack_outputs(archive: BinaryIO, directory: Path, path: str = "") -> Sequen
     files: list[Path] = []
     links: list[tuple[str, str]] = []
     try:
-        with tarfile.open(fileobj=archive, mode="r|") as entries:
+        with tarfile.open(fileobj=_Ending(archive), mode="r|") as entries:  # type: ignore[call-overload]
             for entry in entries:
                 # The list of entries grows otherwise.
-                entries.members = []  # type: ignore[attr-defined]
+                entries.members = []
                 name = _name_below(entry.name, wanted)
                 if name is None:
                     continue
@@ -79,7 +81,7 @@ def unpack_outputs(archive: BinaryIO, directory: Path, path: str = "") -> Sequen
                 elif entry.isreg():
                     content = entries.extractfile(entry)
                     assert content is not None, "a plain file has contents"
-                    _write(directory, name, entry, content)  # type: ignore[arg-type]
+                    _write(directory, name, entry, content)
                     files.append(directory / name if name else directory)
                 elif entry.islnk():
                     target = _name_below(entry.linkname, wanted)
@@ -94,13 +96,29 @@ def unpack_outputs(archive: BinaryIO, directory: Path, path: str = "") -> Sequen
                             f"which may lead out of {directory}"
                         )
                     links.append((name, entry.linkname))
-    except tarfile.TarError as error:
+    except (tarfile.TarError, ValueError, OverflowError, RecursionError, EOFError) as error:
         raise CannotUnpack(f"the archive is damaged: {error}") from error
     # Last of all, so that nothing is written through one.
     for name, target in links:
         _symlink(directory, name, target)
         files.append(directory / name)
     return files
+
+
+class _Ending:
+    """An archive that ends. An entry may claim any size: `tarfile` would pass over an exabyte that is not there, read
+    by read, for years."""
+
+    def __init__(self, archive: BinaryIO) -> None:
+        self._archive = archive
+        self._empty_reads = 0
+
+    def read(self, size: int) -> bytes:
+        block = self._archive.read(size)
+        self._empty_reads += not block
+        if self._empty_reads > _MOST_EMPTY_READS:
+            raise EOFError("it ends before its entries do")
+        return block
 
 
 def _name_below(name: str, wanted: str) -> str | None:

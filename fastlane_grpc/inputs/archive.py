@@ -21,6 +21,8 @@ _ENTRIES = frozenset((tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.DIRTYPE, tarfil
 _DEVICES = frozenset((tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE))
 # Zeros at the end of an archive.
 _END_BYTES = 2 * tarfile.BLOCKSIZE
+# At the end of an archive, `tarfile` reads once or twice in vain.
+_MOST_EMPTY_READS = 3
 _DEFAULT_MODE = 0o644
 _DIRECTORY_MODE = 0o755
 _BLOCK_BYTES = 1 << 18
@@ -98,15 +100,21 @@ def rewritten(content: BinaryIO, path: str) -> Iterator[tuple[bytes, bool]]:
 
 
 class _Whole:
-    """An archive that is read, and its last bytes: an archive that is cut between two entries looks complete else."""
+    """An archive that is read, and its last bytes: an archive that is cut between two entries looks complete else.
+
+    An entry may claim any size. `tarfile` would pass over an exabyte that is not there, read by read, for years."""
 
     def __init__(self, content: BinaryIO) -> None:
         self._content = content
         self._last = b""
+        self._empty_reads = 0
 
     def read(self, size: int) -> bytes:
         block = self._content.read(size)
         self._last = (self._last + block)[-_END_BYTES:]
+        self._empty_reads += not block
+        if self._empty_reads > _MOST_EMPTY_READS:
+            raise tarfile.ReadError("it ends before its entries do")
         return block
 
     def check_end(self) -> None:
@@ -145,15 +153,15 @@ def _entries(content: BinaryIO, path: str) -> Iterator[tuple[tarfile.TarInfo, Bi
     links: set[str] = set()
     count = 0
     try:
-        with tarfile.open(fileobj=content, mode="r|", tarinfo=_BoundedTarInfo) as archive:
+        with tarfile.open(fileobj=_Whole(content), mode="r|", tarinfo=_BoundedTarInfo) as archive:  # type: ignore[call-overload]
             for entry in archive:
                 count += 1
                 if count > MAX_ENTRIES:
                     raise ArchiveInvalid(f"it has more than {MAX_ENTRIES} entries")
                 renamed = _renamed(entry, below, links)
-                yield renamed, archive.extractfile(entry) if entry.isreg() else None  # type: ignore[misc]
+                yield renamed, archive.extractfile(entry) if entry.isreg() else None
                 # The list of entries grows otherwise.
-                archive.members = []  # type: ignore[attr-defined]
+                archive.members = []
     except (tarfile.TarError, RecursionError, ValueError, EOFError) as error:
         raise ArchiveInvalid(f"it is not a tar archive, or is damaged: {error}") from error
 
