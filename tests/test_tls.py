@@ -1,6 +1,7 @@
 """TLS at both doors of a server, as clients and attackers see it from outside."""
 
 import asyncio
+import re
 import socket
 import ssl
 import subprocess
@@ -21,6 +22,7 @@ from fastlane_grpc.trust import CertificateFiles, Certificates, read_authorities
 from tests.certificates import Authority, Pair
 from tests.commands import environment, fastlane
 from tests.serving import Server
+from tests.tools import tool
 
 
 @pytest.fixture(scope="module")
@@ -147,6 +149,20 @@ def test_versions_before_tls_1_2_are_refused(encrypted: Server, authority: Autho
         except (ssl.SSLError, ConnectionError):
             shaken = False
         assert shaken is accepted
+
+
+@pytest.mark.parametrize("door", ["port", "http_port"])
+def test_a_client_may_not_renegotiate(encrypted: Server, authority: Authority, door: str) -> None:
+    address = f"localhost:{getattr(encrypted, door)}"
+    command = [tool("openssl"), "s_client", "-connect", address, "-tls1_2", "-alpn", "h2,http/1.1"]
+    # "R" on a line of its own asks the program for a renegotiation.
+    ran = subprocess.run(
+        [*command, "-CAfile", authority.cert], input=b"R\n", capture_output=True, timeout=60, check=False
+    )
+    assert b"Verify return code: 0 (ok)" in ran.stdout
+    assert b"RENEGOTIATING\n" in ran.stderr
+    # One door says no, the other one closes the connection.
+    assert re.search(rb"no renegotiation|unexpected eof|alert", ran.stderr.partition(b"RENEGOTIATING")[2])
 
 
 def test_clients_need_a_certificate_of_the_authority(mutual: Server, authority: Authority, stranger: Authority) -> None:
