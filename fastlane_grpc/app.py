@@ -396,6 +396,7 @@ class Server:
             self.relay_tokens,
             self.settings.max_log_bytes,
             self._authorities_of_relays(),
+            api.pod_of_account,
         )
         backend = KubernetesBackend(
             api,

@@ -9,15 +9,19 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import grpc
 import pytest
 
 from fastlane_grpc.config import SecretSettings
 from fastlane_grpc.execution import Step
 from fastlane_grpc.inputs import InputFiles
 from fastlane_grpc.model import Reason, State, Stdin, Ulimit
+from fastlane_grpc.rpc.relay import SERVICE
 from fastlane_grpc.runner import LeaveCommand
 from fastlane_grpc.secrets import NamedSecrets
+from tests.cluster.control_plane import ADDRESS
 from tests.cluster.loopback import on_nodes
+from tests.cluster.processes import wait_until
 from tests.cluster.relayed import FLOOD, SH, RelayedHarness, lines, outcome
 from tests.engine import Killed, busybox_tar
 from tests.registry import Registry, digest
@@ -184,6 +188,28 @@ def test_no_command_runs_without_its_secret_whatever_is_killed(
         assert execution.state is State.SUCCEEDED, (step, execution.outcome)
         assert harness.output(execution.id).stdout == sum_of(CONTENT) + b"32\n", step
     assert harness.pods_are_gone()
+
+
+def test_a_reader_of_the_description_of_a_pod_gets_no_secret(
+    harness: RelayedHarness, with_secret: dict[str, Any]
+) -> None:
+    harness.want_node()
+    going = harness.go("", 'sha256sum; echo "${#S}"', **with_secret)
+    wait_until(lambda: going.mailbox.waiting is not None, "it waits for a node")
+    (token,) = [each.value for each in harness.pod(going).spec.init_containers[1].env if each.name.endswith("TOKEN")]
+    request = harness.cluster.api().create_namespaced_service_account_token("default", harness.namespace, {"spec": {}})
+    for account, wants in (("", "secrets"), ("", "stdin"), ("made up", "secrets"), (request.status.token, "secrets")):
+        metadata = {"execution": going.id, "token": token, "wants": wants, "account": account}
+        with grpc.insecure_channel(f"{ADDRESS}:{harness.port}") as channel:
+            call = channel.stream_stream(f"/{SERVICE}/Copy")(
+                iter(()), metadata=[(f"fastlane-{name}", value) for name, value in metadata.items()], timeout=60
+            )
+            with pytest.raises(grpc.RpcError):
+                next(call)
+            assert call.code() is grpc.StatusCode.UNAUTHENTICATED, account
+    harness.give_node()
+    assert going.result().state is State.SUCCEEDED
+    assert harness.output(going.id).stdout == sum_of(CONTENT) + b"32\n"
 
 
 def test_a_secret_that_cannot_be_read_ends_a_job_before_its_pod(

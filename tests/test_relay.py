@@ -14,6 +14,7 @@ from typing import Any
 import grpc
 import pytest
 
+from fastlane_grpc.backend import BackendDown
 from fastlane_grpc.capture.handoff import packed_variables
 from fastlane_grpc.capture.relay_calls import relay_calls
 from fastlane_grpc.capture.relay_tokens import RelayTokens
@@ -442,6 +443,25 @@ def test_what_a_job_gets_is_given_to_its_pod_alone_and_before_its_start(pair: Pa
     assert pair.wait(asked(pair.token)) == (grpc.StatusCode.OK, b"SS0=" + SECRET + b"\0")
     relay_calls.withdraw(pair.copy)
     assert pair.wait(asked(pair.token))[0] is grpc.StatusCode.UNAVAILABLE
+
+
+def test_a_relay_shows_the_account_of_its_pod_for_secrets(pair: Pair) -> None:
+    pair.serve()
+    (pair.pod / "account").write_text("of the pod\n")
+    shown: list[str] = []
+
+    def is_of_pod(account: str) -> bool:
+        shown.append(account)
+        if len(shown) == 1:
+            raise BackendDown("the API server is away")
+        return account == "of the pod"
+
+    relay_calls.offer_secrets(pair.copy, lambda: packed_variables({"S0": SECRET}), is_of_pod)
+    relay = pair.relay(wants=["--secrets", "--account", pair.pod / "account"])
+    pair.record("sh", "-c", 'echo "${#S0}"', options=["--secrets", "1"])
+    ends_well(relay)
+    assert pair.output().stdout == b"%d\n" % len(SECRET)
+    assert shown == ["of the pod", "of the pod"]
 
 
 def holds(path: Path, content: bytes) -> bool:

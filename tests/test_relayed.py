@@ -1,6 +1,7 @@
 """The pod of a captured job: what the relay and the recorder add to it, and what its job must say."""
 
 import stat
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import pytest
 
 from fastlane_grpc.backend import CannotRun, Image
 from fastlane_grpc.capture.relay_tokens import KEY_FILE, RelayTokens
-from fastlane_grpc.capture.relayed import RelayKit
+from fastlane_grpc.capture.relayed import ACCOUNT, RelayKit
 from fastlane_grpc.errors import CannotServe
 from fastlane_grpc.kubernetes.pod_body import PodSettings, pod_body
 from fastlane_grpc.model import Tmpfs, Ulimit
@@ -54,6 +55,22 @@ def test_what_a_job_does_not_say_is_of_its_image_word_by_word() -> None:
     assert command_of(image=image, args=["$c"]) == ["/bin/x", "$$(A)", "$$c"]
     assert command_of(image=image, entrypoint=["y"]) == ["y"]
     assert wrapped(image=image)["containers"][0]["image"] == f"{HUB}/library/busybox@{image.digest}"
+
+
+def test_the_account_of_a_pod_is_for_its_relay_alone_where_a_job_gets_something() -> None:
+    kit = replace(KIT, pod_of_account=lambda token: "fastlane-e" if token == "t" else "")
+    image = Image("", "", ("x",), ())
+    body = pod_body(assignment("busybox"), image, instance="i", host="k8s", settings=PodSettings())
+    assert "serviceAccountToken" not in str(kit.wrap(body, image, "e", "1"))
+    assert "serviceAccountToken" in str(kit.wrap(body, image, "e", "1", stdin=True))
+    spec = kit.wrap(body, image, "e", "1", variables=1)["spec"]
+    assert "serviceAccountToken" in str(spec["volumes"])
+    assert [ACCOUNT in str(each["volumeMounts"]) for each in (*spec["initContainers"], *spec["containers"])] == [
+        False,
+        True,
+        False,
+    ]
+    assert [kit.is_of_pod("fastlane-e", account) for account in ("t", "u", "")] == [True, False, False]
 
 
 def test_the_recorder_sets_the_limits_of_the_command() -> None:

@@ -14,9 +14,13 @@ from typing import Protocol
 
 @dataclass(frozen=True, slots=True)
 class JobFiles:
-    """Files that a job gets at its start. `read_secrets` returns the content of its file of secrets, read anew."""
+    """Files that a job gets at its start. `read_secrets` returns the content of its file of secrets, read anew.
+
+    `is_of_pod` says whether the token of a service account belongs to the pod of the job, which alone gets them.
+    """
 
     read_secrets: Callable[[], bytes] | None = None
+    is_of_pod: Callable[[str], bool] = lambda account: True
     stdin: Path | None = None
 
 
@@ -35,15 +39,21 @@ class RelayCalls:
         self._files: dict[Path, JobFiles] = {}
         self._calls: dict[Path, RelayCall] = {}
 
-    def offer_secrets(self, directory: Path, read: Callable[[], bytes]) -> None:
+    def offer_secrets(
+        self, directory: Path, read: Callable[[], bytes], is_of_pod: Callable[[str], bool] = lambda account: True
+    ) -> None:
         """Keep the way to a job's secrets, until `withdraw`. The secrets themselves are not kept."""
         with self._lock:
-            self._files[directory] = replace(self._files.get(directory, JobFiles()), read_secrets=read)
+            files = self._files.get(directory, JobFiles())
+            self._files[directory] = replace(files, read_secrets=read, is_of_pod=is_of_pod)
 
-    def offer_stdin(self, directory: Path, content: Path) -> None:
+    def offer_stdin(
+        self, directory: Path, content: Path, is_of_pod: Callable[[str], bool] = lambda account: True
+    ) -> None:
         """Keep the file of a job's standard input, until `withdraw`."""
         with self._lock:
-            self._files[directory] = replace(self._files.get(directory, JobFiles()), stdin=content)
+            files = self._files.get(directory, JobFiles())
+            self._files[directory] = replace(files, stdin=content, is_of_pod=is_of_pod)
 
     def withdraw(self, directory: Path) -> None:
         """Forget the files of a job."""

@@ -42,6 +42,13 @@ RELAY_CONTAINER = "relay"
 ULIMITS = "ulimits"
 # The standard input of a job, as the relay and the recorder see it.
 STDIN = f"{SHARED}/in/stdin"
+# The directory with the token of the pod's service account, which the relay alone sees, and its volume.
+ACCOUNT, _ACCOUNT_NAME = "/.fastlane-account", "fastlane-account"
+_ACCOUNT_MOUNT = {"name": _ACCOUNT_NAME, "mountPath": ACCOUNT, "readOnly": True}
+_ACCOUNT_VOLUME = {
+    "name": _ACCOUNT_NAME,
+    "projected": {"sources": [{"serviceAccountToken": {"expirationSeconds": 600, "path": "token"}}]},
+}
 # The time after the job's end in which a relay may still deliver, while the server is away.
 DELIVERY_SECONDS = 3600
 
@@ -61,6 +68,7 @@ class RelayKit:
     tokens: RelayTokens
     max_log_bytes: int
     authorities: Callable[[], str] = lambda: ""
+    pod_of_account: Callable[[str], str] | None = None
 
     def wrap(
         self,
@@ -101,20 +109,42 @@ class RelayKit:
             **body,
             "spec": {
                 **spec,
-                "initContainers": self._helpers(execution_id, pod, secrets=variables > 0, stdin=stdin),
+                "initContainers": self._helpers(
+                    execution_id,
+                    pod,
+                    secrets=variables > 0,
+                    stdin=stdin,
+                    account=self._asks_account(variables, stdin=stdin),
+                ),
                 "containers": [wrapped],
-                "volumes": [*spec.get("volumes", ()), {"name": VOLUME, "emptyDir": {}}],
+                "volumes": [
+                    *spec.get("volumes", ()),
+                    {"name": VOLUME, "emptyDir": {}},
+                    *([_ACCOUNT_VOLUME] if self._asks_account(variables, stdin=stdin) else []),
+                ],
                 # The relay delivers within it. A stop has a grace of its own.
                 "terminationGracePeriodSeconds": DELIVERY_SECONDS,
             },
         }
 
-    def _helpers(self, execution_id: str, pod: str, *, secrets: bool, stdin: bool) -> list[Mapping[str, Any]]:
+    def _asks_account(self, variables: int, *, stdin: bool) -> bool:
+        """Whether the relay has to show to which pod it belongs."""
+        return (variables > 0 or stdin) and self.pod_of_account is not None
+
+    def is_of_pod(self, pod: str, account: str) -> bool:
+        """Whether the token of a service account belongs to this pod. Raises BackendDown."""
+        return self.pod_of_account is None or (account != "" and self.pod_of_account(account) == pod)
+
+    def _helpers(
+        self, execution_id: str, pod: str, *, secrets: bool, stdin: bool, account: bool
+    ) -> list[Mapping[str, Any]]:
         record = f"{SHARED}/own/log"
         helper = {"image": self.image, "volumeMounts": [{"name": VOLUME, "mountPath": SHARED}]}
         relay = ["/relay", "--execution", execution_id, "--server", self.server]
         relay += ["--secrets"] if secrets else []
         relay += ["--stdin", STDIN] if stdin else []
+        relay += ["--account", f"{ACCOUNT}/token"] if account else []
+        mounts = [*helper["volumeMounts"], *([_ACCOUNT_MOUNT] if account else [])]
         relay += [record, f"{SHARED}/box"]
         variables = {"FASTLANE_RELAY_TOKEN": self.tokens.token(execution_id, pod)}
         if authorities := self.authorities():
@@ -125,6 +155,7 @@ class RelayKit:
                 **helper,
                 "name": RELAY_CONTAINER,
                 "command": relay,
+                "volumeMounts": mounts,
                 "env": [{"name": name, "value": value} for name, value in variables.items()],
                 # A native sidecar: started before the job, restarted if it dies, ended after the job.
                 "restartPolicy": "Always",
@@ -161,7 +192,7 @@ def _literal(image: Image) -> Image:
 
 
 class RelayedCapture:
-    """Implements Capture over the copy of a record in `directory`. `kit` is None for a recovered execution."""
+    """Implements Capture over the copy of a record in `directory`. `kit` is None if no host of it is configured."""
 
     name = "relay"
     kill_signal = str(HARD_STOP)
@@ -187,11 +218,11 @@ class RelayedCapture:
 
     def use_secrets(self, read: ReadSecrets) -> None:
         self._read_secrets = read
-        relay_calls.offer_secrets(self._directory, lambda: packed_variables(read()))
+        relay_calls.offer_secrets(self._directory, lambda: packed_variables(read()), self._is_of_pod)
 
     def use_stdin(self, content: Path) -> None:
         self._has_stdin = True
-        relay_calls.offer_stdin(self._directory, content)
+        relay_calls.offer_stdin(self._directory, content, self._is_of_pod)
 
     def discard_secrets(self) -> None:
         relay_calls.withdraw(self._directory)
@@ -257,6 +288,9 @@ class RelayedCapture:
     def first_byte_time(self) -> datetime | None:
         return first_byte_time_in(self._record)
 
+    def _is_of_pod(self, account: str) -> bool:
+        return self._kit is not None and self._kit.is_of_pod(f"fastlane-{self._execution_id}", account)
+
     def _delivered(self) -> Trailer | None:
         """Wait for the trailer, and return it; None if everything came without one, or nothing comes any more."""
         size, until = -1, 0.0
@@ -313,4 +347,4 @@ class RelayedCaptures:
         return RelayedCapture(directory, execution_id, self._kit)
 
     def for_existing(self, directory: Path, execution: Execution, log_line: Callable[[str], None]) -> RelayedCapture:
-        return RelayedCapture(directory, execution.id, None)
+        return RelayedCapture(directory, execution.id, self._kit)

@@ -5,6 +5,7 @@ client, which knows configurations, credentials and their renewal. Its objects a
 times as long as to read the JSON.
 """
 
+import copy
 import json
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -138,6 +139,33 @@ class ClusterApi:
         answer = self._json("POST", path, body={**kind, "spec": {"resourceAttributes": wanted}})
         return bool(answer["status"].get("allowed"))
 
+    def pod_of_account(self, token: str) -> str:
+        """Return the name of the pod of this namespace that a token of a service account is bound to; empty: none.
+
+        The API server is asked as the account itself, which needs no right. Raises BackendDown.
+        """
+        from kubernetes import client
+
+        configuration = copy.copy(self._client.configuration)
+        # Not as the server itself: a certificate would be taken for the caller.
+        configuration.cert_file = configuration.key_file = None
+        configuration.refresh_api_key_hook = None
+        configuration.api_key = {"authorization": f"Bearer {token}"}
+        kind = {"apiVersion": "authentication.k8s.io/v1", "kind": "SelfSubjectReview"}
+        path = "/apis/authentication.k8s.io/v1/selfsubjectreviews"
+        account = client.ApiClient(configuration)
+        try:
+            answer = self._json("POST", path, body=kind, account=account)
+        except ClusterRefuses:
+            return ""
+        finally:
+            account.rest_client.close()
+        user = answer.get("status", {}).get("userInfo", {})
+        if not str(user.get("username", "")).startswith(f"system:serviceaccount:{self.namespace}:"):
+            return ""
+        names = list((user.get("extra") or {}).get("authentication.kubernetes.io/pod-name") or [])
+        return str(names[0]) if len(names) == 1 else ""
+
     def close(self) -> None:
         """Close all connections that are idle. The next call opens one."""
         self._client.rest_client.close()
@@ -179,6 +207,7 @@ class ClusterApi:
         content_type: str = "application/json",
         connect_seconds: float | None = None,
         read_seconds: float | None,
+        account: Any = None,
     ) -> Any:
         """Return the response, whose body is not read yet. Raises BackendDown and ClusterRefuses."""
         from kubernetes.client import ApiException
@@ -186,12 +215,13 @@ class ClusterApi:
 
         headers = {"Accept": "application/json", "Content-Type": content_type}
         try:
-            request = self._client.param_serialize(
+            caller: Any = account or self._client
+            request = caller.param_serialize(
                 method, path, query_params=query or [], header_params=headers, body=body, auth_settings=["BearerToken"]
             )
             # A number of seconds without a limit does not exist here: a week.
             limits = (connect_seconds or self._answer_seconds, read_seconds or 7 * 24 * 3600)
-            response = self._client.call_api(*request, _request_timeout=limits).response
+            response = caller.call_api(*request, _request_timeout=limits).response
         except ApiException as error:
             if not error.status:
                 raise BackendDown(f"the API server does not answer: {error.reason}") from error

@@ -2,8 +2,9 @@
 
 One call, `/fastlane.relay.v1.RelayService/Copy`, a stream in both directions. Its metadata have `fastlane-execution`,
 an id, `fastlane-token`, the token of that execution's present pod alone, and until the relay has begun also
-`fastlane-wants`: `secrets`, `stdin`, both with a comma, or nothing. Messages are bytes, and their numbers
-little-endian. From the server, with the first byte:
+`fastlane-wants`: `secrets`, `stdin`, both with a comma, or nothing. With it comes `fastlane-account`, the token of the
+pod's service account: the other token is in the description of the pod, which more people may read. Messages are bytes,
+and their numbers little-endian. From the server, with the first byte:
 
 * `S`: the file of secrets, if it is wanted.
 * `I`: a piece of the standard input, if that is wanted; the pieces come in order.
@@ -33,6 +34,7 @@ from typing import Any, TypeVar
 import grpc
 import structlog
 
+from fastlane_grpc.backend import BackendDown
 from fastlane_grpc.capture.relay_calls import relay_calls
 from fastlane_grpc.capture.relay_tokens import RelayTokens
 from fastlane_grpc.capture.relayed_record import PieceInvalid, RelayedRecord, StartRevoked, pod_number
@@ -135,7 +137,8 @@ class RelayServer:
         call = _Call(context)
         try:
             # Read before the grant: a start that is granted can be carried out.
-            files = await _wanted_files(str(metadata.get("fastlane-wants", "")), directory)
+            wants, account = (str(metadata.get(f"fastlane-{name}", "")) for name in ("wants", "account"))
+            files = await _wanted_files(wants, account, directory)
             await to_its_end(record.open)
             await call.hand_over(files)
             await call.write(b"G", record.position)
@@ -151,7 +154,10 @@ class RelayServer:
                         return
             # A connection that breaks also ends the requests, without an error.
             await context.abort(grpc.StatusCode.UNAVAILABLE, "the relay did not say that this is everything")
-        except (_NotReady, Unreadable, SecretNotFound, SecretUnusable) as error:
+        except _NotOfPod:
+            log.warning("a caller that is not in the pod asks for what a job gets", execution_id=execution_id)
+            await context.abort(grpc.StatusCode.UNAUTHENTICATED, "this is not the account of the pod")
+        except (_NotReady, BackendDown, Unreadable, SecretNotFound, SecretUnusable) as error:
             log.warning(
                 "the files of a job are not handed over; trying again", execution_id=execution_id, why=str(error)
             )
@@ -186,6 +192,10 @@ class _NotReady(Exception):
     """The server does not know yet what the job is to get: it was restarted just now."""
 
 
+class _NotOfPod(Exception):
+    """The caller has the token of the relay, and is not in its pod."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Files:
     """The file of secrets, and the path of the standard input, as far as they are wanted."""
@@ -194,13 +204,18 @@ class _Files:
     stdin: Path | None = None
 
 
-async def _wanted_files(wants: str, directory: Path) -> _Files:
-    """Return the files that a relay has to hand over. Raises _NotReady, and what the reading of secrets raises."""
+async def _wanted_files(wants: str, account: str, directory: Path) -> _Files:
+    """Return the files that a relay has to hand over.
+
+    Raises _NotReady, _NotOfPod, BackendDown, and what the reading of secrets raises.
+    """
     wanted, known = set(wants.split(",")) - {""}, relay_calls.files(directory)
     if not wanted:
         return _Files()
     if ("secrets" in wanted and not known.read_secrets) or ("stdin" in wanted and not known.stdin):
         raise _NotReady("the execution is not taken up again yet")
+    if not await to_its_end(partial(known.is_of_pod, account)):
+        raise _NotOfPod
     secrets = None
     if "secrets" in wanted and known.read_secrets:
         secrets = await to_its_end(known.read_secrets)

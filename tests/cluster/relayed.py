@@ -51,7 +51,11 @@ class RelayedHarness(ClusterHarness):
         return super().connect()
 
     def captures_of_pods(self) -> Captures:
-        return RelayedCaptures(RelayKit(KIT_IMAGE, f"{ADDRESS}:{self.port}", TOKENS, 1 << 30))
+        from fastlane_grpc.kubernetes import ClusterApi
+
+        api = ClusterApi(kubeconfig=self.cluster.kubeconfig, namespace=self.namespace)
+        kit = RelayKit(KIT_IMAGE, f"{ADDRESS}:{self.port}", TOKENS, 1 << 30, pod_of_account=api.pod_of_account)
+        return RelayedCaptures(kit)
 
     def serve(self) -> None:
         async def begin() -> None:

@@ -1,7 +1,7 @@
 // Relay copies the record of one execution, byte for byte, to the server, while the recorder writes it.
 //
 //	relay prepare DIRECTORY      puts the recorder, which is beside this program, and an empty box into a directory
-//	relay --execution ID --server ADDRESS [--secrets] [--stdin FILE] RECORD BOX
+//	relay --execution ID --server ADDRESS [--secrets] [--stdin FILE] [--account FILE] RECORD BOX
 //	relay granted RECORD         ends with 0 once the start is granted
 //
 // FASTLANE_RELAY_TOKEN is the token of the execution. FASTLANE_RELAY_CA has the certificates, in PEM, by which the relay
@@ -10,7 +10,8 @@
 // the record is claimed, the relay removes BOX, as a server does for a recorder on its own machine.
 //
 // With --secrets the server sends a file of secrets, which becomes BOX/secrets, and with --stdin the standard input of
-// the job, which becomes FILE. Both are whole before the start. The recorder takes orders by the FIFO BOX/orders.
+// the job, which becomes FILE. Both are whole before the start. --account names the token of the pod's service account, by
+// which the server knows that the relay is in the pod. The recorder takes orders by the FIFO BOX/orders.
 //
 // The protocol is one call, a stream in both directions (see fastlane_grpc/rpc/relay.py). The server says first up to
 // which offset it has the file, and the relay sends what follows. When the recorder has ended and everything is sent,
@@ -72,7 +73,7 @@ func (rawCodec) Name() string { return "raw" }
 type options struct {
 	execution, server, authorities, token string
 	secrets                               bool
-	stdin                                 string
+	stdin, account                        string
 	record, box                           string
 }
 
@@ -104,6 +105,7 @@ func main() {
 	flag.StringVar(&given.server, "server", "", "address of the server's port for relays")
 	flag.BoolVar(&given.secrets, "secrets", false, "the job gets secrets from the server")
 	flag.StringVar(&given.stdin, "stdin", "", "file that the standard input of the job is written to")
+	flag.StringVar(&given.account, "account", "", "file with the token of the pod's service account")
 	flag.Parse()
 	given.token, given.authorities = os.Getenv("FASTLANE_RELAY_TOKEN"), os.Getenv("FASTLANE_RELAY_CA")
 	if flag.NArg() != 2 || given.execution == "" || given.server == "" || given.token == "" {
@@ -176,8 +178,16 @@ func isFinal(err error) bool {
 
 // copyRecord copies the record over one call. It says whether the server answered.
 func copyRecord(connection *grpc.ClientConn, given options) (began bool, err error) {
+	wants, account := given.wants(), []byte(nil)
+	if wants != "" && given.account != "" {
+		// Read anew: the node renews it.
+		if account, err = os.ReadFile(given.account); err != nil {
+			return false, err
+		}
+	}
 	context, cancel := context.WithCancel(metadata.AppendToOutgoingContext(context.Background(),
-		"fastlane-execution", given.execution, "fastlane-token", given.token, "fastlane-wants", given.wants()))
+		"fastlane-execution", given.execution, "fastlane-token", given.token, "fastlane-wants", wants,
+		"fastlane-account", strings.TrimSpace(string(account))))
 	defer cancel()
 	stream, err := connection.NewStream(context, &grpc.StreamDesc{ClientStreams: true, ServerStreams: true}, method)
 	if err != nil {
