@@ -165,6 +165,15 @@ def test_an_archive_whose_entry_claims_any_size_is_refused_at_once(exponent: int
         check_archive(io.BytesIO(content))
 
 
+@pytest.mark.parametrize("time", ["nan", "inf", "-1e400"])
+def test_an_archive_with_a_time_that_is_no_number_is_refused(time: str) -> None:
+    claiming = entry("file")
+    claiming.pax_headers = {"mtime": time}
+    content = claiming.tobuf(tarfile.PAX_FORMAT) + bytes(2 * tarfile.BLOCKSIZE)
+    with pytest.raises(ArchiveInvalid, match="the time of 'file' is not a number"):
+        check_archive(io.BytesIO(content))
+
+
 def test_a_directory_is_packed_with_modes_and_links_that_stay_in_it(tmp_path: Path) -> None:
     (tmp_path / "bin").mkdir(mode=0o700)
     (tmp_path / "bin/tool").write_bytes(CONTENT)

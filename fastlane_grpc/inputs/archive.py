@@ -5,6 +5,7 @@ An archive of a caller is read entry by entry and written anew below its path. N
 names stays below that path: an entry that would not is refused.
 """
 
+import math
 import posixpath
 import tarfile
 from collections.abc import Callable, Iterator, Sequence
@@ -95,7 +96,7 @@ def rewritten(content: BinaryIO, path: str) -> Iterator[tuple[bytes, bool]]:
                     for block in _padded(contents, entry.size):
                         yield block, False
         whole.check_end()
-    except (tarfile.TarError, RecursionError, ValueError, EOFError) as error:
+    except (tarfile.TarError, RecursionError, ValueError, OverflowError, EOFError) as error:
         raise ArchiveInvalid(f"its archive of {path} is damaged: {error}") from error
 
 
@@ -162,13 +163,16 @@ def _entries(content: BinaryIO, path: str) -> Iterator[tuple[tarfile.TarInfo, Bi
                 yield renamed, archive.extractfile(entry) if entry.isreg() else None
                 # The list of entries grows otherwise.
                 archive.members = []
-    except (tarfile.TarError, RecursionError, ValueError, EOFError) as error:
+    except (tarfile.TarError, RecursionError, ValueError, OverflowError, EOFError) as error:
         raise ArchiveInvalid(f"it is not a tar archive, or is damaged: {error}") from error
 
 
 def _renamed(entry: tarfile.TarInfo, below: str, links: set[str]) -> tarfile.TarInfo:
     if entry.type not in _ENTRIES:
         raise ArchiveInvalid(f"{entry.name[:200]!r} is no plain file, directory or link")
+    if not math.isfinite(entry.mtime):
+        # It could not be written into the archive for the engine.
+        raise ArchiveInvalid(f"the time of {entry.name[:200]!r} is not a number")
     name = _checked(entry.name, entry.name, links)
     new = tarfile.TarInfo(posixpath.normpath(posixpath.join(below, name)))
     new.type, new.mode, new.mtime = entry.type, entry.mode & 0o7777, entry.mtime
