@@ -36,4 +36,4 @@ bench: ## measure fastlane and the plain engine side by side
 	@.ci/environment && { .ci/peers; .ci/tools chromium || true; } && .ci/stage bench python -m bench
 
 chaos: ## kill servers and engines at random and check that nothing is lost (ROUNDS=20; ROW=… of docs/reliability.md)
-	@.ci/stage chaos .ci/chaos $(or $(ROUNDS),20) $(ROW)
+	@$(if $(filter pods-%,$(ROW)),.ci/cluster,.ci/stage chaos) .ci/chaos $(or $(ROUNDS),20) $(ROW)

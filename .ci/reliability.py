@@ -30,7 +30,7 @@ BEGIN, END = "<!-- made of reliability.json -->\n", "<!-- end -->\n"
 class Row:
     """One kind of fault. `variable` is set to the number of rounds; without it the tests run once, and each counts.
 
-    `arguments` of pytest choose the tests."""
+    `arguments` of pytest choose the tests. Rows whose name begins with "pods-" run beside a cluster."""
 
     promise: str
     fault: str
@@ -88,6 +88,13 @@ ROWS: Mapping[str, Row] = {
         "SIGSTOP of an engine, also behind TLS and ssh",
         "tests",
         ("tests/test_execution_engine_frozen.py", "tests/test_engine_remote.py", "tests/test_hosts.py"),
+    ),
+    "pods-faults": Row(
+        "no byte of a job in a pod is lost, and nothing runs twice",
+        "SIGKILL of kubelet and containerd, of relays and of the API server, and a node cut off, in floods on pods",
+        "faults",
+        ("tests/test_kubernetes_faults.py", "-k", "no_byte_is_missing"),
+        "CHAOS_ROUNDS",
     ),
     "connections-cut": Row(
         "a log that is read over cut connections is whole",

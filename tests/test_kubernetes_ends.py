@@ -119,6 +119,9 @@ def test_output_that_comes_long_after_the_end_of_a_job_is_waited_for(harness: Re
     assert going.failure()
     harness.serves = False
     harness.close_floors()
+    wait_until(lambda: harness.has_ended_on_node(going), "the job has ended")
+    # It would wait for the relay.
+    kill_recorder(going.id)
     harness.wait_for_end_of_job(going)
     harness.open()
     going = harness.adopt(going.id)

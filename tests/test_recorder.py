@@ -282,6 +282,7 @@ def test_only_pid_1_may_end_every_process_it_sees(recorder: Recorder) -> None:
         (["--execution", "e", "--limit", "", "BOX", "--", "true"], "--limit"),
         (["--execution", "e", "--limit", "-1", "BOX", "--", "true"], "--limit"),
         (["--execution", "e", "--limit", "99999999999999999999", "BOX", "--", "true"], "--limit"),
+        (["--execution", "e", "--await-relay", "x", "BOX", "--", "true"], "--await-relay"),
         (["--execution", "e", "--unheard", "of", "BOX", "--", "true"], "--unheard"),
         (["--execution", "e"], "a box"),
         (["--execution", "e", "BOX"], "--"),

@@ -18,7 +18,7 @@ from fastlane_grpc.backend import BackendDown
 from fastlane_grpc.capture.handoff import packed_variables
 from fastlane_grpc.capture.relay_calls import relay_calls
 from fastlane_grpc.capture.relay_tokens import RelayTokens
-from fastlane_grpc.capture.relayed_record import Permission, decide, new_pod, permission
+from fastlane_grpc.capture.relayed_record import Permission, close, decide, new_pod, permission
 from fastlane_grpc.model import Source
 from fastlane_grpc.record.format import BLOCK_BYTES
 from fastlane_grpc.recorder import HARD_STOP
@@ -232,6 +232,37 @@ def test_a_relay_that_is_killed_goes_on_where_it_was(pair: Pair) -> None:
         relay = pair.relay()
     ends_well(relay)
     assert pair.received() == pair.log.read_bytes()
+
+
+def test_a_recorder_waits_for_a_relay_that_is_killed_at_the_end(pair: Pair) -> None:
+    pair.serve()
+    relay = pair.relay()
+    wait_until((pair.box / "log").exists, "the start is granted")
+    options = ("--execution", EXECUTION_ID, "--await-relay", str(SECONDS), str(pair.box), "--", "sh", "-c", "echo a")
+    relay.kill()
+    relay.wait()
+    running = pair.recorder.start(options=options)
+    wait_until(lambda: read_output(pair.log).trailer is not None, "the command has ended")
+    assert running.process.poll() is None, "its node would not start the relay again"
+    relay = pair.relay(wants=["--stay"])
+    assert running.end() == (0, "")
+    assert pair.received() == pair.log.read_bytes()
+    assert relay.poll() is None, "its node would start it again"
+    relay.terminate()
+    ends_well(relay)
+
+
+def test_a_record_that_no_server_wants_is_not_waited_for(pair: Pair) -> None:
+    pair.serve()
+    relay = pair.relay()
+    wait_until((pair.box / "log").exists, "the start is granted")
+    options = ("--execution", EXECUTION_ID, "--await-relay", str(SECONDS), str(pair.box), "--", "sleep", "1000")
+    running = pair.recorder.start(options=options)
+    wait_until(lambda: bool(pair.received()), "the record is copied")
+    close(pair.copy)
+    running.stop_hard()
+    assert relay.wait(SECONDS) == 3
+    running.end()
 
 
 def test_a_killed_recorder_leaves_all_that_it_stored(pair: Pair) -> None:

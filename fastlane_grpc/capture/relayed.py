@@ -93,7 +93,7 @@ class RelayKit:
         recorder += ["--stdin", STDIN] if stdin else []
         privileges, security = _privileges(job.get("securityContext") or {})
         recorder += [*ulimits_by_recorder({"Ulimits": job.get(ULIMITS, ())}).options, *privileges]
-        recorder += [f"{SHARED}/box", "--"]
+        recorder += ["--await-relay", str(DELIVERY_SECONDS), f"{SHARED}/box", "--"]
         mounts = [
             {"name": VOLUME, "mountPath": f"{SHARED}/bin", "subPath": "bin", "readOnly": True},
             {"name": VOLUME, "mountPath": f"{SHARED}/box", "subPath": "box"},
@@ -145,7 +145,7 @@ class RelayKit:
         relay += ["--stdin", STDIN] if stdin else []
         relay += ["--account", f"{ACCOUNT}/token"] if account else []
         mounts = [*helper["volumeMounts"], *([_ACCOUNT_MOUNT] if account else [])]
-        relay += [record, f"{SHARED}/box"]
+        relay += ["--stay", record, f"{SHARED}/box"]
         variables = {"FASTLANE_RELAY_TOKEN": self.tokens.token(execution_id, pod)}
         if authorities := self.authorities():
             variables["FASTLANE_RELAY_CA"] = authorities

@@ -1,7 +1,7 @@
 /* The recorder: PID 1 of a container. The recorder runs the command, and writes the command's output into the record.
  *
  *     recorder --execution ID [--limit BYTES] [--ulimit NAME=SOFT:HARD]… [--cap-drop NAME]… [--secrets NUMBER]
- *              [--stdin FILE] BOX -- COMMAND [ARGUMENT…]
+ *              [--stdin FILE] [--await-relay SECONDS] BOX -- COMMAND [ARGUMENT…]
  *     recorder --version
  *     recorder --probe      prints more than the smallest limit
  *
@@ -31,6 +31,10 @@
  *
  * A hard stop is signal 44, or an order with this number, while only the owner of the record may write to it: the server changes the mode of the
  * record before it sends the signal. The command can send the signal, but has no access to the record.
+ *
+ * A relay copies the record from a node of a cluster. The node starts it again only while this container runs. So after
+ * the trailer the recorder unlocks the record, and waits until the relay has marked it as copied: by its execute bit
+ * for others. At most for the time of --await-relay.
  *
  * Limits of resources and dropped capabilities are those of the command: the recorder keeps its own, as it has to store
  * what the command prints, and to end all processes of the container.
@@ -120,6 +124,7 @@ _Static_assert(sizeof(struct block_header) == 168 && sizeof(struct frame_header)
 
 /* The record up to its last whole frame. */
 static int record = -1;
+static uint64_t relay_wait; /* how long a relay may take to copy the record after the end; 0: there is none */
 static uint64_t size, frame_time, sequence, first_byte_time;
 static struct source stored[SOURCES];
 
@@ -934,11 +939,24 @@ static bool finish(void)
     return whole;
 }
 
+/* Waits until a relay has marked the record as copied. */
+static void await_relay(void)
+{
+    uint64_t until = now(CLOCK_MONOTONIC) + relay_wait, pause = 5 * MS;
+    struct stat file;
+    if (!relay_wait || flock(record, LOCK_UN))
+        return;
+    while (now(CLOCK_MONOTONIC) < until && fstat(record, &file) == 0 && !(file.st_mode & S_IXOTH)) {
+        serve_signals(pause);
+        pause = pause < 500 * MS ? 2 * pause : pause;
+    }
+}
+
 /* -------------------------------------------------------------------------------------------------------------- main */
 
 static _Noreturn void usage(const char *what, const char *why)
 {
-    dprintf(2, "recorder: %s: %s\nusage: recorder --execution ID [--limit BYTES] [--ulimit NAME=SOFT:HARD]... [--cap-drop NAME]... [--secrets NUMBER] [--stdin FILE] BOX -- COMMAND [ARGUMENT...]\n", what, why);
+    dprintf(2, "recorder: %s: %s\nusage: recorder --execution ID [--limit BYTES] [--ulimit NAME=SOFT:HARD]... [--cap-drop NAME]... [--secrets NUMBER] [--stdin FILE] [--await-relay SECONDS] BOX -- COMMAND [ARGUMENT...]\n", what, why);
     _exit(CANNOT_BEGIN);
 }
 
@@ -979,6 +997,11 @@ static char **read_options(char **word, const char **execution, const char **std
             secrets_expected = atoi(word[1]);
             if (secrets_expected < 1)
                 usage("--secrets", "expected a number of variables");
+        } else if (strcmp(*word, "--await-relay") == 0) {
+            int seconds = atoi(word[1]);
+            if (seconds < 1)
+                usage("--await-relay", "expected a number of seconds");
+            relay_wait = (uint64_t)seconds * 1000 * MS;
         } else if (strcmp(*word, "--stdin") == 0)
             *stdin_path = word[1];
         else if (strcmp(*word, "--ulimit") == 0)
@@ -1045,5 +1068,7 @@ int main(int argc, char **argv)
     if (exec_failure >= 0 && read(exec_failure, &exec_error, sizeof exec_error) != sizeof exec_error)
         exec_error = 0;
     drain();
-    return finish() || !cut_off ? exit_code() : CANNOT_STORE;
+    bool whole = finish();
+    await_relay();
+    return whole || !cut_off ? exit_code() : CANNOT_STORE;
 }

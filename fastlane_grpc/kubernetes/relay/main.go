@@ -1,7 +1,7 @@
 // Relay copies the record of one execution, byte for byte, to the server, while the recorder writes it.
 //
 //	relay prepare DIRECTORY      puts the recorder, which is beside this program, and an empty box into a directory
-//	relay --execution ID --server ADDRESS [--secrets] [--stdin FILE] [--account FILE] RECORD BOX
+//	relay --execution ID --server ADDRESS [--secrets] [--stdin FILE] [--account FILE] [--stay] RECORD BOX
 //	relay granted RECORD         ends with 0 once the start is granted
 //
 // FASTLANE_RELAY_TOKEN is the token of the execution. FASTLANE_RELAY_CA has the certificates, in PEM, by which the relay
@@ -17,6 +17,10 @@
 // which offset it has the file, and the relay sends what follows. When the recorder has ended and everything is sent,
 // the relay says so; the server stores the file safely and says its size. Only then the relay ends, with 0. A
 // connection that breaks is made again, and the copy goes on at the server's offset.
+//
+// The record is marked as copied then, by its execute bit for others, for a recorder that waits for that. It is marked,
+// too, if the server wants nothing more of it. With --stay the relay ends only when it is told to, as a node would start
+// it again while the recorder has not seen the mark.
 //
 // Exit status 3: the server refuses for good, and says why on stderr.
 package main
@@ -75,6 +79,7 @@ type options struct {
 	secrets                               bool
 	stdin, account                        string
 	record, box                           string
+	stay                                  bool
 }
 
 // wants returns what the server has to send before the start; nothing once the start was granted.
@@ -106,6 +111,7 @@ func main() {
 	flag.BoolVar(&given.secrets, "secrets", false, "the job gets secrets from the server")
 	flag.StringVar(&given.stdin, "stdin", "", "file that the standard input of the job is written to")
 	flag.StringVar(&given.account, "account", "", "file with the token of the pod's service account")
+	flag.BoolVar(&given.stay, "stay", false, "end only by SIGTERM, once everything is copied")
 	flag.Parse()
 	given.token, given.authorities = os.Getenv("FASTLANE_RELAY_TOKEN"), os.Getenv("FASTLANE_RELAY_CA")
 	if flag.NArg() != 2 || given.execution == "" || given.server == "" || given.token == "" {
@@ -114,7 +120,8 @@ func main() {
 	}
 	given.record, given.box = flag.Arg(0), flag.Arg(1)
 	// A node that ends a pod tells every container of it. The relay has to send what the others still print.
-	signal.Ignore(syscall.SIGTERM, syscall.SIGINT)
+	told := make(chan os.Signal, 1)
+	signal.Notify(told, syscall.SIGTERM, syscall.SIGINT)
 	connection, err := connect(given)
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "relay:", err)
@@ -123,11 +130,11 @@ func main() {
 	for pause := firstPause; ; {
 		began, err := copyRecord(connection, given)
 		if err == nil {
-			return
+			end(given, told, 0)
 		}
 		fmt.Fprintln(os.Stderr, "relay:", err)
 		if isFinal(err) {
-			os.Exit(refused)
+			end(given, told, refused)
 		}
 		if began {
 			pause = firstPause
@@ -135,6 +142,18 @@ func main() {
 		time.Sleep(pause)
 		pause = min(2*pause, longestPause)
 	}
+}
+
+// end marks the record, if there is one, and ends this program; with --stay when it was told to.
+func end(given options, told <-chan os.Signal, code int) {
+	err := os.Chmod(given.record, 0o667)
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		fmt.Fprintln(os.Stderr, "relay:", err)
+	}
+	if given.stay {
+		<-told
+	}
+	os.Exit(code)
 }
 
 func exit(err error) {
