@@ -18,7 +18,7 @@ def markdown(settings: Sequence["Field[Any]"]) -> str:
 
 
 def _default_in_words(each: "Field[Any]") -> str:
-    if each.metadata["default"] is config._is_missing:
+    if each.metadata["default"] is config.is_missing:
         return "required"
     # Of those that depend on the machine: how.
     machine = {
@@ -33,5 +33,5 @@ def _default_in_words(each: "Field[Any]") -> str:
     if each.name == "engine_cert_dir" and each.metadata["default"]():
         # As `docker` is told where this runs; for everybody else there is none.
         return ""
-    text = config._text(each, each.metadata["default"]())
+    text = config.setting_text(each, each.metadata["default"]())
     return f"`{text}`" if text else ""

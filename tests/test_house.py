@@ -135,7 +135,11 @@ def messages(roots: "list[descriptor_pb2.DescriptorProto]") -> "list[descriptor_
 def test_the_environment_is_read_in_config_and_by_the_command_line_alone() -> None:
     # The last one runs before the package is installed.
     package = ROOT / "fastlane_grpc"
-    readers = {package / "config.py", package / "cli" / "__init__.py", package / "recorder" / "build_recorder.py"}
+    readers = {
+        package / "config" / "settings.py",
+        package / "cli" / "__init__.py",
+        package / "recorder" / "build_recorder.py",
+    }
     for path in package.rglob("*.py"):
         names = {
             f"{node.value.id}.{node.attr}"
