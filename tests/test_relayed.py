@@ -9,7 +9,7 @@ import pytest
 
 from fastlane_grpc.backend import CannotRun, Image
 from fastlane_grpc.capture.relay_tokens import KEY_FILE, RelayTokens
-from fastlane_grpc.capture.relayed import ACCOUNT, RelayKit
+from fastlane_grpc.capture.relayed import ACCOUNT, DELIVERY_SECONDS, RelayKit
 from fastlane_grpc.errors import CannotServe
 from fastlane_grpc.kubernetes.pod_body import PodSettings, pod_body
 from fastlane_grpc.model import Tmpfs, Ulimit
@@ -27,8 +27,9 @@ def wrapped(**spec: Any) -> Any:
 
 def test_the_command_of_a_job_runs_under_the_recorder() -> None:
     (job,) = wrapped(entrypoint=["/bin/x"], args=["a b", "--"], tmpfs=[Tmpfs("/tmp")])["containers"]
-    recorder = ["/.fastlane/bin/recorder", "--execution", "e", "--limit", "1048576", "/.fastlane/box", "--"]
-    assert job["command"] == [*recorder, "/bin/x", "a b", "--"]
+    recorder = ["/.fastlane/bin/recorder", "--execution", "e", "--limit", "1048576"]
+    waits = ["--await-relay", str(DELIVERY_SECONDS)]
+    assert job["command"] == [*recorder, *waits, "/.fastlane/box", "--", "/bin/x", "a b", "--"]
     assert "args" not in job
     assert [mount["mountPath"] for mount in job["volumeMounts"]] == ["/tmp", "/.fastlane/bin", "/.fastlane/box"]
 
