@@ -44,6 +44,9 @@ ENDS = (signal.SIGTERM, signal.SIGHUP)
 
 
 def main(purpose: str, *command: str) -> int:
+    # A shell starts what is in its background with these ignored, and so would be all that tests start.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGQUIT, signal.SIG_DFL)
     for number in ENDS:
         signal.signal(number, lambda number, _: sys.exit(128 + number))
     engine = docker.from_env(timeout=ENGINE_SECONDS).api
