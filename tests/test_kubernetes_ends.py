@@ -11,7 +11,7 @@ from fastlane_grpc.capture import relayed
 from fastlane_grpc.execution import lifecycle
 from fastlane_grpc.model import Cause, Limits, Reason, Source, State, WaitReason, utc_now
 from fastlane_grpc.runner import LeaveCommand
-from tests.cluster.processes import kill_recorder, wait_until
+from tests.cluster.processes import kill_recorder, recorders, wait_until
 from tests.cluster.relayed import FLOOD, RelayedHarness, lines, outcome
 from tests.engine import Going
 
@@ -113,12 +113,16 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("impatient")
 def test_output_that_comes_long_after_the_end_of_a_job_is_waited_for(harness: RelayedHarness) -> None:
-    going = harness.go_script(FLOOD.format(lines=200_000) + "; exit 4")
+    first, rest = FLOOD.format(lines=1_000), FLOOD.format(lines=200_000)
+    going = harness.go_script(f"{first}; until [ -e /server-is-gone ]; do sleep 0.1; done; {rest}; exit 4")
     harness.wait_for_output(going.id)
     going.mailbox.put(LeaveCommand())
     assert going.failure()
     harness.serves = False
     harness.close_floors()
+    # A quick relay would have copied everything before.
+    (recorder,) = recorders(going.id)
+    Path(f"/proc/{recorder}/root/server-is-gone").touch()
     wait_until(lambda: harness.has_ended_on_node(going), "the job has ended")
     # It would wait for the relay.
     kill_recorder(going.id)
@@ -129,7 +133,7 @@ def test_output_that_comes_long_after_the_end_of_a_job_is_waited_for(harness: Re
     harness.serve()
     execution = going.result()
     assert (execution.state, outcome(execution).exit_code) == (State.FAILED, 4)
-    assert printed(harness, going) == (lines(200_000), set())
+    assert printed(harness, going) == (lines(1_000) + lines(200_000), set())
 
 
 def test_a_timeout_ends_pods_that_listen_and_pods_that_do_not(harness: RelayedHarness) -> None:

@@ -91,6 +91,12 @@ def recorders(execution_id: str) -> Sequence[int]:
     return processes_with("/.fastlane/bin/recorder", "--execution", execution_id)
 
 
+def holds_lock(process: int) -> bool:
+    """Whether a process holds a lock of flock(2)."""
+    locks = [line.split() for line in Path("/proc/locks").read_text().splitlines()]
+    return any(words[1] == "FLOCK" and words[4] == str(process) for words in locks)
+
+
 def kill_recorder(execution_id: str) -> None:
     """Kill the recorder of an execution with -9, and with it all processes of the container."""
     (process,) = recorders(execution_id)

@@ -13,7 +13,7 @@ from fastlane_grpc.rpc.relay import RelayServer
 from tests.cluster.control_plane import ADDRESS
 from tests.cluster.harness import ClusterHarness
 from tests.cluster.kit import KIT_IMAGE
-from tests.cluster.processes import children, recorders, wait_until
+from tests.cluster.processes import children, holds_lock, recorders, wait_until
 from tests.engine import Going
 
 if TYPE_CHECKING:
@@ -90,8 +90,11 @@ class RelayedHarness(ClusterHarness):
         return self.cluster.nodes[self.pod(going).spec.node_name]
 
     def has_ended_on_node(self, going: Going) -> bool:
-        """Whether the command has ended, whatever the cluster knows. Its recorder may still wait for the relay."""
-        return not any(map(children, recorders(going.id)))
+        """Whether the record is complete, whatever the cluster knows. The recorder may still wait for its relay.
+
+        The recorder gives up its lock on the record when it has written the trailer.
+        """
+        return not any(children(each) or holds_lock(each) for each in recorders(going.id))
 
     async def _directory_of(self, execution_id: str) -> Path | None:
         return self.logs.path(execution_id)
