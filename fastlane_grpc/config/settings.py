@@ -444,7 +444,7 @@ class Settings:
     )
     smtp_password_file: Path | None = setting(lambda: None, read_path, "file of the password of smtp_user")
     smtp_from: str | None = setting(lambda: None, read_mail_address, "sender of mails; required with smtp_host")
-    # None are given: the one that the settings above make.
+    # Without [[hosts]] in the file: the host `local`, made of the settings above.
     hosts: Sequence[AnyHostSettings] = ()
     # In their order; none: every host takes every task.
     pools: Sequence[PoolSettings] = ()
