@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from playwright.sync_api import Browser, ConsoleMessage, Page, expect, sync_playwright
+from playwright.sync_api import Browser, ConsoleMessage, Error, Page, expect, sync_playwright
 
 from fastlane_grpc import Client
 from fastlane_grpc.logs import Logs
@@ -38,6 +38,19 @@ def browsing() -> Iterator[Browser]:
             browser.close()
 
 
+def visit(page: Page, address: str) -> None:
+    """Load an address, again where a container that starts beside the test has changed the network of this machine."""
+    deadline = time.monotonic() + WAIT_MS / 1000
+    while True:
+        try:
+            page.goto(address)
+        except Error as error:
+            if "ERR_NETWORK_CHANGED" not in error.message or time.monotonic() > deadline:
+                raise
+        else:
+            return
+
+
 @dataclass
 class Tab:
     """A page of the browser, and what it complained of."""
@@ -57,7 +70,7 @@ class Tab:
             self.complaints.append(said.text)
 
     def open(self, path: str) -> Page:
-        self.page.goto(self.base + path)
+        visit(self.page, self.base + path)
         # Where a file did not arrive, the page loads itself again: a test begins when all is there.
         expect(self.page.locator("html")).to_have_attribute("data-started", "true")
         expect(self.page.locator(".bar")).to_have_css("display", "flex")

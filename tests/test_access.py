@@ -30,7 +30,7 @@ from fastlane_grpc.http.routes import ROUTES, methods
 from fastlane_grpc.trust import Role, TaskPattern, TokenFile, TokenRefused
 from fastlane_grpc.v1 import fastlane_pb2 as pb
 from tests import forked
-from tests.browser import browsing
+from tests.browser import browsing, visit
 from tests.certificates import Authority
 from tests.commands import PROGRAM, environment
 from tests.recorder_program import eventually
@@ -410,7 +410,7 @@ def browser() -> Iterator[Browser]:
 
 def test_the_page_asks_for_a_token_and_then_shows_what_it_may(guarded: Guarded, browser: Browser) -> None:
     page = browser.new_page()
-    page.goto(f"http://127.0.0.1:{guarded.server.http_port}/")
+    visit(page, f"http://127.0.0.1:{guarded.server.http_port}/")
     page.get_by_label("Token").fill(WRONG)
     page.get_by_role("button", name="Log in").click()
     expect(page.get_by_role("alert")).to_contain_text("the token is not valid")
@@ -419,7 +419,7 @@ def test_the_page_asks_for_a_token_and_then_shows_what_it_may(guarded: Guarded, 
     expect(page.get_by_role("link", name="team-a").first).to_be_visible()
     assert "other" not in page.locator("main").inner_text()
     assert page.evaluate("document.cookie") == ""
-    page.goto(f"http://127.0.0.1:{guarded.server.http_port}/jobs/{guarded.hidden.id}")
+    visit(page, f"http://127.0.0.1:{guarded.server.http_port}/jobs/{guarded.hidden.id}")
     expect(page.get_by_role("heading", name="Not found")).to_be_visible()
     page.close()
 

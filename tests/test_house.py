@@ -159,7 +159,8 @@ REGISTRY = re.compile(
     r"files\.pythonhosted|pypi\.org|registry\.npmjs|deb\.debian|proxy\.golang|repo\.maven|(static|index)\.crates"
     r"|registry-1\.docker|docker\.io/|ghcr\.io|quay\.io"
 )
-OF_ONE_MACHINE = re.compile(r"(?<![\w.])/(work|home|Users|root)/\w")
+# The root of a process, below /proc, is on every machine.
+OF_ONE_MACHINE = re.compile(r"(?<![\w.}])/(work|home|Users|root)/\w")
 
 
 def test_no_file_names_a_package_registry_or_a_place_on_one_machine() -> None:
