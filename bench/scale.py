@@ -22,6 +22,7 @@ import structlog
 import uvloop
 
 from bench.calls import ECHO, calls_per_second, echo_server
+from bench.server import cpu_seconds
 from fastlane_grpc import Client
 from fastlane_grpc.app import Server
 from fastlane_grpc.backend import (
@@ -195,8 +196,7 @@ class Process:
 
     @property
     def processor_seconds(self) -> float:
-        fields = Path(f"/proc/{self.id}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        return cpu_seconds(self.id)
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """A server of its own for a row, over an empty directory unless the row brings one."""
 
 import itertools
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -50,3 +51,9 @@ def server(stage: Path, *flags: str, directory: Path | None = None) -> Iterator[
         process.terminate()
         process.wait(30)
         process.stdout.close()
+
+
+def cpu_seconds(process_id: int) -> float:
+    """Return the CPU time that a process has used."""
+    fields = Path(f"/proc/{process_id}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")

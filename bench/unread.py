@@ -1,12 +1,11 @@
 """What output costs that nobody looks at: the server's CPU while containers print without end, against the same ones
 asleep."""
 
-import os
 import threading
 from pathlib import Path
 
 from bench.ratio import Margin
-from bench.server import server
+from bench.server import cpu_seconds, server
 from fastlane_grpc import Client
 from fastlane_grpc.v1 import fastlane_pb2 as pb
 
@@ -32,16 +31,11 @@ def _cpu_ms_per_second(client: Client, image: str, process: int, command: str) -
     for job in jobs:
         with client.tail(job.execution.id) as tail:
             next(event for event in tail if getattr(event, "state", None) == pb.STATE_RUNNING)
-    begin = _cpu_seconds(process)
+    begin = cpu_seconds(process)
     threading.Event().wait(SECONDS)
-    used = _cpu_seconds(process) - begin
+    used = cpu_seconds(process) - begin
     for job in jobs:
         client.stop(job.id, grace=0)
     for job in jobs:
         list(client.tail(job.execution.id, sources=[pb.SOURCE_SYSTEM]))
     return 1000 * used / SECONDS
-
-
-def _cpu_seconds(process: int) -> float:
-    fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")

@@ -1,5 +1,6 @@
 """Traces of jobs, as a collector gets them: one span for each attempt and each of its steps, whatever is killed."""
 
+import asyncio
 import re
 import sys
 import threading
@@ -25,11 +26,12 @@ from fastlane_grpc.doctor.tracing import about_tracing
 from fastlane_grpc.errors import CannotServe
 from fastlane_grpc.model import Assignment, Cron, Execution, JobSpec, Outcome, Reason, State, Times, new_id
 from fastlane_grpc.trace_context import TraceContext
-from fastlane_grpc.tracing import JobTrace, Span, spans_of
+from fastlane_grpc.tracing import JobTrace, Span, Tracing, spans_of
 from fastlane_grpc.tracing.otlp import OtlpExporter
 from fastlane_grpc.v1 import fastlane_pb2 as pb
 from fastlane_grpc.v1 import fastlane_pb2_grpc as pb_grpc
 from tests.commands import fastlane
+from tests.moved_store import RunsStore
 from tests.otlp_receiver import OtlpReceiver, attributes_of, receiving
 from tests.parts import Parts
 from tests.reading import Reader
@@ -141,6 +143,46 @@ def test_a_command_passes_the_trace_of_its_environment_on(
     sent = re.search(r'^fastlane_spans_total\{outcome="sent"\} ([0-9.]+)$', metrics, re.MULTILINE)
     assert sent is not None
     assert float(sent[1]) >= 7
+
+
+# ---- the executions that have ended
+
+
+class KeepingExporter:
+    """Keeps all spans."""
+
+    def __init__(self) -> None:
+        self.spans: list[Span] = []
+
+    def sampled(self, trace_id: str, caller: TraceContext | None) -> bool:
+        return True
+
+    def export(self, spans: Sequence[Span]) -> None:
+        self.spans += spans
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize("turns", range(4))
+async def test_a_server_that_ends_exports_all_that_has_ended(tmp_path: Path, turns: int) -> None:
+    harness, exporter = RunsStore(tmp_path, asyncio.get_running_loop()), KeepingExporter()
+    tracing = Tracing(harness.store, exporter)
+    jobs = [await harness.job() for _ in range(40)]
+    for job in jobs:
+        await harness.store.stop(job.id, grace=None, note="")
+    for commit in harness.commits:
+        tracing.on_commit(commit)
+    exporting = asyncio.create_task(tracing.run())
+    # So the export is somewhere between two reads, and most often in one.
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    exporting.cancel()
+    await asyncio.wait([exporting])
+    await tracing.close()
+    harness.close()
+    ended = [span.attributes["fastlane.job.id"] for span in exporter.spans if span.name == "execute task"]
+    assert ended == [job.id for job in jobs]
 
 
 # ---- the exporter

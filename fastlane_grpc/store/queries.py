@@ -135,6 +135,17 @@ def assignment_of(db: Connection, execution_id: str) -> Assignment:
     return assignment_from(rows[0])
 
 
+def assignments_of(db: Connection, execution_ids: Sequence[str]) -> list[Assignment]:
+    """Return the executions with their specs, in the order of the ids, without those that are gone."""
+    rows = db.execute(
+        f"""
+        SELECT {ITS_SPEC}, {EXECUTION} FROM json_each(?) AS asked
+        JOIN executions ON executions.execution_id = asked.value JOIN jobs USING (job_id) ORDER BY asked.key""",
+        [json.dumps([*execution_ids])],
+    ).fetchall()
+    return [assignment_from(row) for row in rows]
+
+
 def assignment_from(row: Row) -> Assignment:
     """Return the assignment of a row with the columns ITS_SPEC and EXECUTION."""
     return assignment_of_row(execution_from(row[4:]), row)

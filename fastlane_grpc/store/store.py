@@ -76,6 +76,7 @@ from fastlane_grpc.store.queries import (
     ahead_of,
     assignment_from,
     assignment_of,
+    assignments_of,
     execution_after,
     execution_and_ahead,
     execution_newer_than,
@@ -753,6 +754,10 @@ class Store:
     def assignment(self, execution_id: str) -> Pending[Assignment]:
         """Return the execution with the spec of its job. ExecutionNotFound."""
         return self._readers.read(lambda db: assignment_of(db, execution_id))
+
+    def assignments(self, execution_ids: Sequence[str]) -> Pending[list[Assignment]]:
+        """Return the executions with the specs of their jobs, in the order of the ids, without those that are gone."""
+        return self._readers.read(lambda db: assignments_of(db, execution_ids))
 
     # ---- what a runner tells
 

@@ -1,4 +1,4 @@
-"""The export of traces: each execution that ends is read once more, and its spans go to the exporter."""
+"""The export of traces: executions that ended are read once more, and their spans go to the exporter."""
 
 import asyncio
 from collections import deque
@@ -8,7 +8,7 @@ from typing import Protocol
 
 import structlog
 
-from fastlane_grpc.errors import ExecutionNotFound, ServerStopping
+from fastlane_grpc.errors import ServerStopping
 from fastlane_grpc.model import Assignment, Execution
 from fastlane_grpc.store import Store
 from fastlane_grpc.trace_context import TraceContext
@@ -18,6 +18,8 @@ from fastlane_grpc.wakeup import Wakeup
 
 # Executions whose spans are not made yet; with more the oldest ones have none.
 _MOST_ENDED = 10_000
+# Executions that are read together. Their spans are made in one go, which calls have to wait for.
+_MOST_READ = 16
 # The time to read the last executions when the server ends.
 _LAST_SECONDS = 1.0
 
@@ -75,15 +77,18 @@ class Tracing:
 
     async def _export_ended(self) -> None:
         while self._ended:
-            execution_id = self._ended.popleft()
+            some = [self._ended.popleft() for _ in range(min(len(self._ended), _MOST_READ))]
             try:
-                assignment = await self._store.assignment(execution_id)
-            except ExecutionNotFound:
-                # It was pruned meanwhile.
-                continue
-            trace = JobTrace.of(assignment, self._exporter.sampled)
-            if trace.execute.sampled:
-                self._exporter.export(spans_of(assignment, trace))
+                # Without those that were pruned meanwhile.
+                assignments = await self._store.assignments(some)
+            except asyncio.CancelledError:
+                # For `close`.
+                self._ended.extendleft(reversed(some))
+                raise
+            for assignment in assignments:
+                trace = JobTrace.of(assignment, self._exporter.sampled)
+                if trace.execute.sampled:
+                    self._exporter.export(spans_of(assignment, trace))
         if self._dropped:
             log.warning("executions ended faster than their traces could be made", executions_without=self._dropped)
             self._dropped = 0
