@@ -181,7 +181,7 @@ def tar(whole: Path) -> Path:
 
 
 @given(share=st.floats(0, 0.98))
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 def test_a_tar_that_was_cut_off_leaves_nothing(
     tmp_path_factory: pytest.TempPathFactory, tar: Path, share: float
 ) -> None:

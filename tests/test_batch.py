@@ -10,7 +10,7 @@ from typing import Any
 import grpc
 import pytest
 from google.rpc import error_details_pb2, status_pb2
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastlane_grpc.api.calls import Calls
@@ -188,7 +188,7 @@ async def both_ways(batches: Sequence[Sequence[pb.EnqueueJobRequest]], max_waiti
                 await harness.close()
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=25)
 @given(st.lists(st.lists(REQUESTS, min_size=1, max_size=12), min_size=1, max_size=3), st.sampled_from([3, 8, 1000]))
 def test_a_batch_has_the_effect_of_its_requests_one_by_one(
     batches: list[list[pb.EnqueueJobRequest]], max_waiting: int

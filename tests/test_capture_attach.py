@@ -183,7 +183,7 @@ def test_a_break_that_is_found_twice_at_one_place_is_one_gap(stream: Stream) -> 
     st.lists(st.tuples(st.sampled_from([1, 2]), st.binary(max_size=300)), max_size=20),
     st.lists(st.integers(1, 40), min_size=1),
 )
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_frames_come_out_the_same_however_they_are_cut(sent: list[tuple[int, bytes]], cuts: list[int]) -> None:
     data = b"".join(frame(source, content) for source, content in sent)
     frames, got, at = Frames(), {1: b"", 2: b""}, 0

@@ -41,7 +41,7 @@ def clear(handoff: RecordHandoff) -> None:
         assert time.monotonic() < until
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(trees)
 def test_a_hand_off_is_decided_by_its_record_and_clears_any_mount(tree: object) -> None:
     with TemporaryDirectory() as directory:
@@ -56,7 +56,7 @@ def test_a_hand_off_is_decided_by_its_record_and_clears_any_mount(tree: object) 
         assert handoff.revoke() is CommandStatus.ENDED
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(trees)
 def test_a_log_is_measured_set_aside_and_deleted_whatever_is_beside_it(tree: object) -> None:
     execution_id = "01a2216f-d680-7481-8fa9-d63d5211de09"

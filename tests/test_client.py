@@ -498,7 +498,7 @@ def test_an_unsealed_end_is_no_failure(server: ScriptedServer, client: Client) -
     assert (end.sealed, end.outcome, end.exit_status) == (False, None, 75)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     pieces=pieces, cuts=cuts, chunk_bytes=st.integers(1, 30), chunks_per_message=st.integers(1, 4), seed=st.integers()
 )
@@ -525,7 +525,7 @@ def test_bytes_arrive_once_and_in_order_however_the_stream_is_cut(
     assert_notices_alternate(events)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     pieces=pieces,
     chunk_bytes=st.integers(1, 30),

@@ -131,7 +131,7 @@ async def test_a_tail_yields_states_output_and_the_end(server: ScriptedServer, c
 
 
 def test_bytes_arrive_once_and_in_order_however_the_stream_is_cut(running_server: ScriptedServer) -> None:
-    @settings(max_examples=40, deadline=None)
+    @settings(max_examples=40)
     @given(pieces=pieces, cuts=cuts)
     def however(pieces: list[Piece], cuts: list[Cut]) -> None:
         forget(running_server)

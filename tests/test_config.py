@@ -9,7 +9,7 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fastlane_grpc import config
@@ -368,7 +368,6 @@ def test_a_path_cannot_end_a_comment(tmp_path: Path) -> None:
     assert tomllib.loads(config.toml(config.in_force({}, {}, file)))["max_streams"] == 10
 
 
-@settings(deadline=None)
 @given(st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1).map(lambda text: f"/{text}"))
 def test_whatever_a_path_holds_is_printed_so_that_toml_reads_it(path: str) -> None:
     in_force = config.in_force({"engine_data_dir": path}, {}, None)

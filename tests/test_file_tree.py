@@ -33,7 +33,7 @@ def delete(path: Path) -> int:
     return steps
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(trees)
 def test_a_tree_is_deleted_whatever_is_in_it(tree: object) -> None:
     with TemporaryDirectory() as directory:

@@ -32,7 +32,7 @@ DIGEST = hashlib.sha256(CONTENT).hexdigest()
 # ---- the files of contents
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(st.tuples(st.integers(0, len(CONTENT)), st.integers(0, 5000)), max_size=12), st.data())
 def test_an_upload_ends_with_the_content_however_its_parts_came(
     tmp_path_factory: pytest.TempPathFactory, parts: list[tuple[int, int]], data: st.DataObject
@@ -129,7 +129,7 @@ def test_an_archive_that_leads_out_of_its_path_is_refused(content: bytes, fault:
 NAMES = st.sampled_from(["a", "b", "dir/c", "dir/deep/d", "a name", "ünïcode", "x" * 150])
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.dictionaries(NAMES, st.binary(max_size=2000), min_size=1, max_size=5), st.integers(0, 0o7777))
 def test_an_archive_holds_all_inputs_at_their_paths(trees: dict[str, bytes], mode: int) -> None:
     packed_tree = tar(*((entry(name, mode=0o750), content) for name, content in trees.items()))

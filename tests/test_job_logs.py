@@ -115,7 +115,7 @@ async def test_between_two_starts_the_messages_are_those_of_the_execution(harnes
     assert got == expected
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=15, suppress_health_check=list(HealthCheck))
 @given(
     printed=st.lists(
         st.lists(st.tuples(st.sampled_from([STDOUT, STDERR]), st.binary(min_size=1, max_size=70_000)), max_size=5),

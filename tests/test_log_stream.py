@@ -498,7 +498,7 @@ PIECES = st.lists(
 )
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 @given(
     pieces=PIECES,
     tail_lines=st.one_of(st.none(), st.integers(0, 30)),

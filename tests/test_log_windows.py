@@ -70,7 +70,7 @@ def newlines_of(messages: Messages, wanted: set[Source]) -> int:
     return sum(chunk.data.count(b"\n") for message in messages for chunk in message.chunks if chunk.source in counted)
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 @given(
     pieces=PIECES,
     wanted=st.sets(st.sampled_from(list(Source))),

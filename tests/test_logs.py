@@ -555,7 +555,7 @@ PIECES = st.lists(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(pieces=PIECES, cuts=st.lists(st.integers(0, 10_000), max_size=8), as_text=st.booleans(), split=st.integers(1, 5))
 async def test_a_reader_that_is_cut_off_at_random_points_gets_each_byte_once(
     tmp_path_factory: pytest.TempPathFactory,

@@ -132,7 +132,7 @@ def outputs(draw: st.DrawFn) -> tuple[list[bytes], list[bytes | None]]:
     return values, [*steps, SILENCE]
 
 
-@settings(max_examples=OUTPUTS, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=OUTPUTS, suppress_health_check=list(HealthCheck))
 @given(case=outputs())
 def test_masked_output_is_what_the_model_says_wherever_it_is_cut(
     program: Path, case: tuple[list[bytes], list[bytes | None]]

@@ -324,7 +324,7 @@ ANY_TEXT = st.text(st.characters(codec=None, exclude_categories=()), max_size=30
 
 
 @given(subject=ANY_TEXT, detail=ANY_TEXT, label=ANY_TEXT, lines=st.lists(ANY_TEXT, max_size=5))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_no_text_becomes_a_header_or_a_command(subject: str, detail: str, label: str, lines: list[str]) -> None:
     delivery = delivery_of(subject=subject, detail=detail, host=label, labels={"l": label})
     # As LogEnd reads them.

@@ -12,7 +12,7 @@ from tempfile import TemporaryDirectory, mkdtemp
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastlane_grpc.errors import DeliveryNotFound
@@ -620,7 +620,7 @@ def template() -> Path:
 
 
 @given(steps=st.lists(STEPS, min_size=10, max_size=30))
-@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=80)
 def test_each_end_is_told_once_and_in_order_whatever_happens(steps: list[tuple[Any, ...]]) -> None:
     async def run() -> None:
         with TemporaryDirectory() as directory:

@@ -78,7 +78,7 @@ _PIECES = st.sampled_from(
     ]
 )
 _OUTPUT = st.lists(_PIECES | st.binary(max_size=6), max_size=40).map(b"".join)
-_FEW = settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+_FEW = settings(max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 
 
 @pytest.fixture(scope="module")

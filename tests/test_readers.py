@@ -139,7 +139,7 @@ def sealed(client: Client, image: str) -> Reader:
     return log
 
 
-@settings(max_examples=CUT_LOGS, deadline=None)
+@settings(max_examples=CUT_LOGS)
 @given(cuts=st.lists(st.one_of(st.integers(0, 2000), st.integers(0, 1_400_000)), max_size=8))
 @pytest.mark.slow
 @pytest.mark.timeout(120 + CUT_LOGS)

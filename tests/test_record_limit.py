@@ -123,7 +123,7 @@ def test_what_was_missing_in_a_block_that_is_punched_out_is_missing_once(tmp_pat
     check_totals(told)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(steps=limited_steps, blocks=st.integers(4, 9), close_after=st.sets(st.integers(0, 30), max_size=3))
 def test_whatever_is_written_under_a_limit_readers_get_it_or_are_told(
     steps: list[Write | Lose], blocks: int, close_after: set[int]

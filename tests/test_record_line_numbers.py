@@ -30,7 +30,7 @@ from tests.record_model import (
 )
 
 settings.register_profile(
-    "lines", deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
+    "lines", max_examples=60, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
 )
 lines = settings.get_profile("lines")
 

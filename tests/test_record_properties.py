@@ -49,7 +49,7 @@ from tests.record_model import (
 )
 
 settings.register_profile(
-    "record", deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
+    "record", max_examples=60, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
 )
 record = settings.get_profile("record")
 

@@ -32,7 +32,7 @@ from tests.record_model import (
 )
 
 settings.register_profile(
-    "begin", deadline=None, max_examples=100, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
+    "begin", max_examples=100, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
 )
 begin = settings.get_profile("begin")
 

@@ -699,9 +699,7 @@ def check_totals(walked: Walk, content: Mapping[Source, bytes], missing: Mapping
     ]
 
 
-@settings(
-    deadline=None, max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
-)
+@settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(pieces=pieces_of_both)
 def test_whatever_is_printed_is_in_the_record(recorder: Recorder, pieces: list[tuple[int, int]]) -> None:
     content = content_of(pieces)
@@ -713,9 +711,7 @@ def test_whatever_is_printed_is_in_the_record(recorder: Recorder, pieces: list[t
     assert check_truth(entries, content, NOTHING) == {OUT: len(content[OUT]), ERR: len(content[ERR]), Source.SYSTEM: 0}
 
 
-@settings(
-    deadline=None, max_examples=10, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
-)
+@settings(max_examples=10, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(killed_after=st.integers(1, 3_000_000))
 def test_the_record_of_a_recorder_that_was_killed_is_resumed(recorder: Recorder, killed_after: int) -> None:
     pieces = [(1 + number % 2, size) for number, size in enumerate([100_000, 7, 65_352, 20_000, 300_000, 1] * 8)]

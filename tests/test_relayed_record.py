@@ -83,7 +83,7 @@ def test_blocks_are_skipped_only_under_a_size_limit(tmp_path: Path) -> None:
     record.close()
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(content=st.binary(min_size=1, max_size=3 * BLOCK_BYTES), cuts=st.lists(st.integers(1, 60_000), max_size=12))
 def test_a_copy_that_is_broken_off_anywhere_goes_on_at_its_last_block(content: bytes, cuts: list[int]) -> None:
     with TemporaryDirectory() as directory:

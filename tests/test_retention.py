@@ -574,7 +574,7 @@ async def test_killed_in_the_middle_of_it_a_server_leaves_no_file_that_no_row_na
     harness.close()
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     st.lists(st.tuples(st.integers(0, 5), st.sampled_from("abc")), max_size=12),
     st.integers(0, 30),

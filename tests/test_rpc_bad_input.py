@@ -32,7 +32,6 @@ PHASES = [Phase.explicit, Phase.generate]
 SETTINGS = settings(
     max_examples=EXAMPLES,
     phases=PHASES,
-    deadline=None,
     database=None,
     suppress_health_check=list(HealthCheck),
 )

@@ -3,7 +3,7 @@
 import subprocess
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastlane_grpc.text.shell_words import split_command
@@ -76,7 +76,7 @@ PIECES = st.one_of(
 
 
 @given(st.lists(st.lists(PIECES, max_size=12).map("".join), min_size=20, max_size=20))
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=40)
 def test_words_are_those_of_a_real_shell(texts: list[str]) -> None:
     # An `x` before the text keeps a first word that looks like an option from printf; the one after shows that nothing
     # ran on.

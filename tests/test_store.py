@@ -18,7 +18,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule
 from sqlite_utils import Database
@@ -1294,7 +1294,5 @@ class PlainQueue:
         return [one for one in self.arrivals if one in self.waiting and self.places[one] == (priority, task)]
 
 
-StoreMachine.TestCase.settings = settings(
-    max_examples=40, stateful_step_count=40, deadline=None, suppress_health_check=[HealthCheck.too_slow]
-)
+StoreMachine.TestCase.settings = settings(max_examples=40, stateful_step_count=40)
 TestAnyOrderOfCalls = pytest.mark.slow(StoreMachine.TestCase)

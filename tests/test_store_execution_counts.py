@@ -189,7 +189,7 @@ async def carry_out(store: CountedStore, event: str, number: int) -> None:
         store.reopen()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.tuples(st.sampled_from(EVENTS), st.integers(0, 1000)), max_size=40))
 def test_counts_agree_with_the_change_log_after_any_history(events: list[tuple[str, int]]) -> None:
     async def history() -> None:

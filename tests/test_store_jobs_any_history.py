@@ -141,5 +141,5 @@ class JobsMachine(RuleBasedStateMachine):
 
 TestAnyHistoryOfManyJobs = JobsMachine.TestCase
 TestAnyHistoryOfManyJobs.settings = settings(
-    max_examples=40, stateful_step_count=12, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=40, stateful_step_count=12, suppress_health_check=list(HealthCheck)
 )

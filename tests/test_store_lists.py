@@ -165,9 +165,7 @@ EXECUTION_QUERIES = st.builds(
     states=st.sets(STATES, max_size=4).map(sorted).map(tuple),
     host=st.one_of(st.just(""), HOSTS),
 )
-MANY = settings(
-    max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
-)
+MANY = settings(max_examples=120, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 
 
 def wanted_jobs(db: Connection, query: JobQuery, jobs: Mapping[str, Mapping[str, str]]) -> list[str]:
@@ -362,7 +360,7 @@ def test_a_spec_that_is_larger_than_a_page_is_a_page_of_its_own(db: Connection) 
         max_size=8,
     )
 )
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_rows_that_are_read_at_once_are_the_rows(values: list[int | str | None]) -> None:
     with closing(sqlite3.connect(":memory:")) as db:
         db.execute("CREATE TABLE each (value ANY) STRICT")

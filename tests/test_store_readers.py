@@ -75,7 +75,7 @@ class Held:
 
 
 # The fixtures are only read.
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(chosen=st.lists(st.tuples(st.integers(0, JOBS - 1), st.integers(0, 5)), min_size=1))
 def test_jobs_that_are_read_together_are_what_each_alone_is(
     jobs: Sequence[Job], tmp_path: Path, chosen: Sequence[tuple[int, int]]

@@ -1062,6 +1062,4 @@ class RunsMachine(RuleBasedStateMachine):
 
 
 TestAnyHistory = RunsMachine.TestCase
-TestAnyHistory.settings = settings(
-    max_examples=40, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck)
-)
+TestAnyHistory.settings = settings(max_examples=40, stateful_step_count=30, suppress_health_check=list(HealthCheck))

@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule
 
@@ -930,7 +930,5 @@ class ScheduleMachine(RuleBasedStateMachine):
         self.directory.cleanup()
 
 
-ScheduleMachine.TestCase.settings = settings(
-    max_examples=40, stateful_step_count=40, deadline=None, suppress_health_check=[HealthCheck.too_slow]
-)
+ScheduleMachine.TestCase.settings = settings(max_examples=40, stateful_step_count=40)
 TestAnyOrderOfCallsAtAnyTime = pytest.mark.slow(ScheduleMachine.TestCase)

@@ -14,7 +14,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule
 
@@ -559,7 +559,5 @@ class LimitsMachine(RuleBasedStateMachine):
         self.directory.cleanup()
 
 
-LimitsMachine.TestCase.settings = settings(
-    max_examples=25, stateful_step_count=40, deadline=None, suppress_health_check=[HealthCheck.too_slow]
-)
+LimitsMachine.TestCase.settings = settings(max_examples=25, stateful_step_count=40)
 TestAnyOrderOfCalls = pytest.mark.slow(LimitsMachine.TestCase)

@@ -269,7 +269,6 @@ steps = st.lists(
 # Not shrunk: each example takes a while.
 @settings(
     max_examples=30,
-    deadline=None,
     suppress_health_check=[HealthCheck.too_slow],
     phases=[Phase.explicit, Phase.reuse, Phase.generate],
 )
