@@ -52,6 +52,7 @@ class NothingRuns:
     address = "none"
     kind = HostKind.DOCKER
     starts_at_once = True
+    has_files = True
     keeps_images = True
 
     def __init__(self) -> None:

@@ -181,12 +181,16 @@ class LeftContainer:
 
 @dataclass(frozen=True, slots=True)
 class Image:
-    """An image on a host. `architecture` is Docker's name ("amd64"). Fields that are not set are empty."""
+    """An image on a host. `architecture` is Docker's name ("amd64"). Fields that are not set are empty.
+
+    `user`: as the image says it, by name or number; known only of an image that was read from its registry.
+    """
 
     digest: str
     architecture: str
     entrypoint: Sequence[str]
     command: Sequence[str]
+    user: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -274,11 +278,15 @@ class Backend(Protocol):
 
     `keeps_images`: a pull brings the image of a job to the host. Otherwise its nodes pull images, and a pull here only
     finds out what must be known of an image before its container is created.
+
+    `has_files`: the backend reads and writes the files of a container. Otherwise `unpack` and `archive` are not called,
+    and the capture brings the inputs of a job to its container, and its outputs from there.
     """
 
     address: str
     starts_at_once: bool
     keeps_images: bool
+    has_files: bool
     kind: HostKind
 
     # -- images

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from fastlane_grpc.backend import Image
-from fastlane_grpc.capture.capture import ContainerEnd, ReadSecrets
+from fastlane_grpc.capture.capture import ContainerEnd, FilesByBackend, ReadSecrets
 from fastlane_grpc.capture.handoff import Delivery
 from fastlane_grpc.model import Assignment, Execution, JobSpec, State, Times, new_id, utc_now
 
@@ -28,8 +28,8 @@ def assignment(image: str, *args: str, **more: Any) -> Assignment:
     return Assignment(execution, JobSpec(**{"image": image, "args": args, **more}))
 
 
-class NoCapture:
-    """Implements Capture: the output of a pod is dropped, and whether its command ran is not known."""
+class NoCapture(FilesByBackend):
+    """Implements Capture: the output of a pod is dropped, and whether its command ran is not known. No files."""
 
     name = "none"
     kill_signal = "SIGKILL"

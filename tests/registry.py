@@ -31,7 +31,8 @@ class Registry:
     """Serves one image under any name, with the tags `first` and `latest`. Names that begin with `no`, `denied`,
     `failing`, `hanging`, `limited`, `damaged` or `foreign` have what their first word says."""
 
-    def __init__(self, layer_tar: bytes) -> None:
+    def __init__(self, layer_tar: bytes, user: str = "") -> None:
+        self._user = user
         layer = gzip.compress(layer_tar, 1)
         config = self._config(digest(layer_tar), "linux")
         self.blobs = {digest(blob): blob for blob in (layer, config)}
@@ -144,7 +145,7 @@ class Registry:
             {
                 "architecture": "amd64",
                 "os": system,
-                "config": {"Cmd": ["sh"]},
+                "config": {"Cmd": ["sh"], "User": self._user},
                 "rootfs": {"type": "layers", "diff_ids": [layer_digest]},
             }
         ).encode()

@@ -16,7 +16,6 @@ from fastlane_grpc.model import (
     Device,
     Dns,
     Gpus,
-    Input,
     JobSpec,
     Limits,
     PullPolicy,
@@ -89,13 +88,11 @@ REFUSED: dict[str, Any] = {
     "volumes": [Volume("v", "/v")],
     "devices": [Device("/dev/fuse")],
     "gpus": Gpus(1),
-    "inputs": [Input("/f", "0" * 64, 1)],
-    "outputs": ["/out"],
     "registry_credential": "c",
 }
 # Those that the server itself acts on, and those that the relay brings to the recorder.
 OF_SERVER = {
-    *("stop_signal", "stdin", "secret_envs"),
+    *("stop_signal", "stdin", "secret_envs", "inputs", "outputs"),
     *("priority", "metadata", "start_in", "start_at", "cron", "expire_time", "retry", "notifications", "unique"),
     *("history", "stop_when_unwatched"),
 }

@@ -18,7 +18,7 @@ from fastlane_grpc.backend import CannotRun, Image, PullFailed
 from fastlane_grpc.config import RegistrySettings
 from fastlane_grpc.kubernetes import images as looked_up
 from fastlane_grpc.kubernetes.images import RegistryImages
-from fastlane_grpc.model import Assignment, PullPolicy, Reason
+from fastlane_grpc.model import Assignment, Input, PullPolicy, Reason
 from fastlane_grpc.registry import Reference
 from fastlane_grpc.registry.client import MAX_BYTES
 from fastlane_grpc.registry.reference import HUB
@@ -123,6 +123,15 @@ def test_a_job_that_must_not_pull_has_to_say_its_entrypoint() -> None:
         images_with().known(assignment("busybox", pull_policy=PullPolicy.NEVER))
 
 
+def test_the_user_of_an_image_is_looked_up_for_inputs_alone() -> None:
+    images, inputs = images_with(), [Input("/x", "0" * 64, 1)]
+    assert images.known(assignment("busybox", entrypoint=["x"])) == Image("", "", (), ())
+    assert images.known(assignment("busybox", entrypoint=["x"], inputs=inputs, user="0")) == Image("", "", (), ())
+    assert images.known(assignment("busybox", entrypoint=["x"], inputs=inputs)) is None
+    with pytest.raises(CannotRun, match=r"do not tell the user of an image.*set `user` in the job"):
+        images.known(assignment("busybox", entrypoint=["x"], inputs=inputs, pull_policy=PullPolicy.NEVER))
+
+
 # -- real registries
 
 
@@ -211,7 +220,7 @@ def test_an_image_for_several_architectures_is_one_if_it_runs_one_command(
         put_index(registry, "many", "differing", {"amd64": same[0], "arm64": other})
         refused = failure_of(images_with(), assignment(f"{name}:differing"))
         assert isinstance(refused, CannotRun)
-        assert "another command on each of" in refused.detail
+        assert "another command or user on each of" in refused.detail
         assert found(images_with(architecture="arm64"), f"{name}:differing").command == ("other",)
         put_index(registry, "many", "foreign", {"riscv64": other})
         unusable = failure_of(images_with(), assignment(f"{name}:foreign"))

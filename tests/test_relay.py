@@ -6,6 +6,7 @@ import os
 import signal
 import stat
 import subprocess
+import tarfile
 import threading
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from pathlib import Path
@@ -14,18 +15,20 @@ from typing import Any
 import grpc
 import pytest
 
-from fastlane_grpc.backend import BackendDown
+from fastlane_grpc.backend import BackendDown, BackendRefuses
 from fastlane_grpc.capture.handoff import packed_variables
 from fastlane_grpc.capture.relay_calls import relay_calls
 from fastlane_grpc.capture.relay_tokens import RelayTokens
-from fastlane_grpc.capture.relayed_record import Permission, close, decide, new_pod, permission
+from fastlane_grpc.capture.relayed_outputs import OutputsTooLarge, expect, kept
+from fastlane_grpc.capture.relayed_record import Permission, close, decide, new_pod, permission, unbegun
+from fastlane_grpc.inputs import ArchiveInvalid
 from fastlane_grpc.model import Source
 from fastlane_grpc.record.format import BLOCK_BYTES
 from fastlane_grpc.recorder import HARD_STOP
 from fastlane_grpc.rpc.relay import SERVICE, RelayServer, to_its_end
 from fastlane_grpc.secrets import Unreadable
 from tests.cluster.kit import RELAY, recorder_program
-from tests.cluster.processes import wait_until
+from tests.cluster.processes import children, wait_until
 from tests.engine import Output, read_output
 from tests.recorder_program import EXECUTION_ID, Recorder, Running, needs_namespaces, python, walk
 from tests.succession import free_address
@@ -493,6 +496,234 @@ def test_a_relay_shows_the_account_of_its_pod_for_secrets(pair: Pair) -> None:
     ends_well(relay)
     assert pair.output().stdout == b"%d\n" % len(SECRET)
     assert shown == ["of the pod", "of the pod"]
+
+
+# -- files
+
+
+def test_the_inputs_of_a_job_are_there_before_the_start(pair: Pair) -> None:
+    blocks = [os.urandom(1000) for _ in range(3000)]
+    relay_calls.offer_inputs(pair.copy, lambda: iter(blocks))
+    pair.serve()
+    relay = pair.relay(wants=["--inputs"])
+    wait_until((pair.box / "log").exists, "the start is granted")
+    assert (pair.box / "inputs").read_bytes() == b"".join(blocks)
+    pair.record("true")
+    ends_well(relay)
+    assert not pair.box.exists()
+
+
+def test_inputs_that_cannot_be_read_just_now_are_waited_for(pair: Pair) -> None:
+    asked = threading.Event()
+
+    def broken() -> Iterator[bytes]:
+        yield bytes(1 << 20)
+        asked.set()
+        raise ArchiveInvalid("the content of /x cannot be read: the disk fails")
+
+    relay_calls.offer_inputs(pair.copy, broken)
+    pair.serve()
+    relay = pair.relay(wants=["--inputs"])
+    assert asked.wait(SECONDS)
+    assert permission(pair.copy) is None, "a start that cannot be carried out is not granted"
+    relay_calls.offer_inputs(pair.copy, lambda: iter([b"all"]))
+    wait_until((pair.box / "log").exists, "the start is granted")
+    assert (pair.box / "inputs").read_bytes() == b"all"
+    pair.record("true")
+    ends_well(relay)
+
+
+def keeping(pair: Pair, *paths: object, most: int = 1 << 30) -> list[str | Path]:
+    """Let the pair keep paths. Return the options of the recorder."""
+    expect(pair.copy, most)
+    words = [RELAY, "pack", most, *paths]
+    return [option for word in words for option in ("--keep", str(word))]
+
+
+def tree(pair: Pair) -> Path:
+    """Return a directory with all that one may have, and a large file of bytes that do not repeat."""
+    top = pair.pod / "dist"
+    (top / "deep").mkdir(parents=True)
+    (top / "deep" / "one").write_bytes(b"one")
+    (top / "deep" / "one").chmod(0o4751)
+    (top / "hard").hardlink_to(top / "deep" / "one")
+    (top / "link").symlink_to("/etc/passwd")
+    (top / "below").symlink_to("deep")
+    os.mkfifo(top / "pipe")
+    (top / "big").write_bytes(os.urandom(20 << 20))
+    (top / ("n" * 200)).write_bytes(b"a long name")
+    (top / os.fsdecode(b"\xff\xfe")).write_bytes(b"a name that is no text")
+    os.utime(top / "big", (1e9, 1e9 + 0.5))
+    return top
+
+
+def kept_of(pair: Pair, *paths: object) -> list[dict[str, tarfile.TarInfo] | None]:
+    """Return the entries of what has come, by name."""
+    found: list[dict[str, tarfile.TarInfo] | None] = []
+    for path in paths:
+        content = kept(pair.copy, [str(each) for each in paths], str(path))
+        if content is None:
+            found.append(None)
+            continue
+        with content, tarfile.open(fileobj=content, mode="r|") as archive:
+            found.append({each.name: each for each in archive})
+    return found
+
+
+def test_what_a_job_keeps_arrives_exactly_however_it_ended(pair: Pair) -> None:
+    pair.serve()
+    top = tree(pair)
+    (pair.pod / "to dist").symlink_to(top)
+    paths = [top, pair.pod / "none", top / "big" / "none", pair.pod / "to dist", pair.pod / "to dist" / "big"]
+    options = keeping(pair, *paths)
+    relay = pair.relay(wants=["--outputs"])
+    pair.record("sh", "-c", "exit 3", options=options)
+    ends_well(relay)
+    whole, none, below_file, link, through = kept_of(pair, *paths)
+    assert whole
+    assert whole.keys() == {
+        "dist",
+        *(f"dist/{path.relative_to(top)}" for path in top.rglob("*") if path.name != "pipe"),
+    }
+    assert (whole["dist/deep/one"].mode, whole["dist/big"].mtime) == (0o4751, 1e9)
+    assert {whole["dist/hard"].type, whole["dist/deep/one"].type} == {tarfile.REGTYPE, tarfile.LNKTYPE}
+    assert whole["dist/link"].linkname == "/etc/passwd"
+    assert (none, below_file) == (None, None)
+    assert link
+    assert [(each.name, each.issym()) for each in link.values()] == [("to dist", True)]
+    assert through
+    assert [(each.name, each.size) for each in through.values()] == [("big", 20 << 20)]
+    content = kept(pair.copy, [str(each) for each in paths], str(pair.pod / "to dist" / "big"))
+    assert content
+    with content, tarfile.open(fileobj=content, mode="r|") as archive:
+        entry = archive.next()
+        assert entry
+        read = archive.extractfile(entry)
+        assert read
+        assert read.read() == (top / "big").read_bytes()
+
+
+def test_what_a_job_keeps_arrives_whatever_is_killed_meanwhile(pair: Pair) -> None:
+    pair.serve()
+    top = tree(pair)
+    for number in range(8):
+        (top / f"big{number}").write_bytes(os.urandom(20 << 20))
+    options = keeping(pair, top)
+    relay = pair.relay(wants=["--outputs"])
+    running = pair.record("true", options=options)
+    part, whole_file = (pair.copy / f"relay-outputs.{name}" for name in ("part", "whole"))
+    for number in range(1, 4):
+        wait_until(
+            lambda number=number: whole_file.exists() or (part.exists() and part.stat().st_size >= number * 20 << 20),
+            "it is on its way",
+        )
+        pair.leave()
+        relay.kill()
+        relay.wait()
+        relay = pair.relay(wants=["--outputs"])
+        pair.serve()
+    ends_well(relay)
+    assert running.end() == (0, "")
+    (whole,) = kept_of(pair, top)
+    assert whole
+    assert sum(each.size for each in whole.values()) == sum(each.stat().st_size for each in (top.glob("big*"))) + 36
+
+
+@pytest.mark.parametrize("is_sparse", [False, True])
+def test_more_than_a_job_may_keep_is_not_read_to_its_end(pair: Pair, is_sparse: bool) -> None:
+    pair.serve()
+    top = tree(pair)
+    if is_sparse:
+        os.truncate(top / "big", 1 << 40)
+    options = keeping(pair, top, most=1 << 20)
+    relay = pair.relay(wants=["--outputs"])
+    pair.record("true", options=options)
+    ends_well(relay)
+    with pytest.raises(OutputsTooLarge):
+        kept(pair.copy, [str(top)], str(top))
+    assert (pair.pod / "log.outputs").stat().st_size < 1000
+
+
+def test_what_cannot_be_read_is_told_by_its_path(pair: Pair) -> None:
+    pair.serve()
+    top = pair.pod / "dist"
+    top.mkdir()
+    # Longer than any path that the kernel takes.
+    name = "n" * 200
+    subprocess.run(["bash", "-c", f"cd {top}; for i in {{1..30}}; do mkdir {name}; cd -P {name}; done"], check=True)
+    options = keeping(pair, top)
+    relay = pair.relay(wants=["--outputs"])
+    pair.record("true", options=options)
+    ends_well(relay)
+    with pytest.raises(BackendRefuses, match="file name too long"):
+        kept(pair.copy, [str(top)], str(top))
+    assert pair.output().trailer
+
+
+def test_a_keeper_that_is_killed_costs_the_files_alone(pair: Pair) -> None:
+    pair.serve()
+    top = tree(pair)
+    keeping(pair, top)
+    relay = pair.relay(wants=["--outputs"])
+    # It never ends by itself: nobody writes to this pipe.
+    running = pair.record("sh", "-c", "echo printed", options=["--keep", "/bin/cat", "--keep", str(top / "pipe")])
+    wait_until(lambda: pair.output().trailer is not None, "the output has come")
+    (keeper,) = children(running.pid)
+    os.kill(keeper, signal.SIGKILL)
+    ends_well(relay)
+    assert running.end() == (0, "")
+    assert pair.output().stdout == b"printed\n"
+    with pytest.raises(BackendRefuses, match="did not come from its node"):
+        kept(pair.copy, [str(top)], str(top))
+
+
+def test_a_hard_stop_does_not_cut_off_what_a_job_keeps(pair: Pair) -> None:
+    pair.serve()
+    top = tree(pair)
+    keeping(pair, top)
+    relay = pair.relay(wants=["--outputs"])
+    words = ["/bin/sh", "-c", f"cat {top}/pipe; {RELAY} pack 1000000000 {top}"]
+    running = pair.record("true", options=[option for word in words for option in ("--keep", word)])
+    wait_until(lambda: pair.output().trailer is not None, "the output has come")
+    assert relay_calls.order(pair.copy, HARD_STOP)
+    running.send(signal.SIGTERM)
+    (top / "pipe").write_bytes(b"")
+    ends_well(relay)
+    assert kept_of(pair, top)[0]
+
+
+def test_a_recorder_that_never_began_is_told_by_its_relay(pair: Pair) -> None:
+    pair.serve()
+    relay = pair.relay()
+    wait_until((pair.box / "log").exists, "the start is granted")
+    (pair.box / "failure").write_text("/etc/x cannot be written: read-only file system\n")
+    # As a node does when the container of the job has ended.
+    relay.terminate()
+    ends_well(relay)
+    assert unbegun(pair.copy) == "/etc/x cannot be written: read-only file system "
+    assert (pair.copy / "relay-end").exists()
+    code, _ = pair.recorder.start("true", hand_off=False).end()
+    assert code == 119, "no recorder begins after that"
+
+
+def test_a_relay_that_is_told_to_end_sends_what_a_recorder_that_began_prints(pair: Pair) -> None:
+    pair.serve()
+    relay = pair.relay()
+    running = pair.record("sh", "-c", "echo first; read x </dev/zero; exec sleep 1000")
+    wait_until(lambda: b"first" in pair.received(), "the output is there")
+    relay.terminate()
+    running.stop_hard()
+    ends_well(relay)
+    assert pair.received() == pair.log.read_bytes()
+    assert unbegun(pair.copy) is None
+
+
+def test_a_relay_without_a_grant_ends_when_it_is_told_to(pair: Pair) -> None:
+    # No server is there.
+    relay = pair.relay()
+    assert relay.stderr.readline()
+    relay.terminate()
+    assert relay.wait(SECONDS) == 0
 
 
 def holds(path: Path, content: bytes) -> bool:

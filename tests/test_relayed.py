@@ -9,7 +9,7 @@ import pytest
 
 from fastlane_grpc.backend import CannotRun, Image
 from fastlane_grpc.capture.relay_tokens import KEY_FILE, RelayTokens
-from fastlane_grpc.capture.relayed import ACCOUNT, DELIVERY_SECONDS, RelayKit
+from fastlane_grpc.capture.relayed import ACCOUNT, DELIVERY_SECONDS, NO_NEEDS, JobNeeds, RelayKit
 from fastlane_grpc.errors import CannotServe
 from fastlane_grpc.kubernetes.pod_body import PodSettings, pod_body
 from fastlane_grpc.model import Tmpfs, Ulimit
@@ -19,10 +19,10 @@ from tests.pods import NO_IMAGE, assignment
 KIT = RelayKit("kit:1", "server:7780", RelayTokens(b"key"), 1 << 20)
 
 
-def wrapped(**spec: Any) -> Any:
+def wrapped(needs: JobNeeds = NO_NEEDS, **spec: Any) -> Any:
     image = spec.pop("image", NO_IMAGE)
     body = pod_body(assignment("busybox", **spec), image, instance="i", host="k8s", settings=PodSettings())
-    return KIT.wrap(body, image, "e", "1")["spec"]
+    return KIT.wrap(body, image, "e", "1", needs)["spec"]
 
 
 def test_the_command_of_a_job_runs_under_the_recorder() -> None:
@@ -63,8 +63,9 @@ def test_the_account_of_a_pod_is_for_its_relay_alone_where_a_job_gets_something(
     image = Image("", "", ("x",), ())
     body = pod_body(assignment("busybox"), image, instance="i", host="k8s", settings=PodSettings())
     assert "serviceAccountToken" not in str(kit.wrap(body, image, "e", "1"))
-    assert "serviceAccountToken" in str(kit.wrap(body, image, "e", "1", stdin=True))
-    spec = kit.wrap(body, image, "e", "1", variables=1)["spec"]
+    assert "serviceAccountToken" in str(kit.wrap(body, image, "e", "1", JobNeeds(stdin=True)))
+    assert "serviceAccountToken" in str(kit.wrap(body, image, "e", "1", JobNeeds(inputs=True)))
+    spec = kit.wrap(body, image, "e", "1", JobNeeds(variables=1))["spec"]
     assert "serviceAccountToken" in str(spec["volumes"])
     assert [ACCOUNT in str(each["volumeMounts"]) for each in (*spec["initContainers"], *spec["containers"])] == [
         False,
@@ -97,6 +98,57 @@ def test_the_recorder_keeps_the_capabilities_that_it_needs_alone(
     words = job["command"]
     assert [words[place + 1] for place, word in enumerate(words) if word == "--cap-drop"] == by_recorder
     assert job["securityContext"]["capabilities"] == capabilities
+
+
+@pytest.mark.parametrize(
+    ("user", "of_image", "dropped", "options", "by_recorder", "capabilities"),
+    [
+        ("", "", [], [], [], {}),
+        ("", "0:0", ["NET_RAW"], [], [], {"drop": ["NET_RAW"]}),
+        ("0:7", "app", [], ["--user", "0:7"], [], {}),
+        ("1000", "app", [], ["--user", "1000"], [], {}),
+        ("", "app:users", [], ["--user", "app:users"], [], {}),
+        ("", "", ["CHOWN", "NET_RAW"], ["--cap-drop=CHOWN"], [], {"drop": ["NET_RAW"]}),
+        ("", "", ["KILL"], [], ["KILL"], {}),
+        ("7", "", ["KILL"], ["--user", "7"], [], {"drop": ["KILL"]}),
+    ],
+)
+def test_root_writes_the_inputs_and_becomes_the_user_of_the_job(
+    user: str, of_image: str, dropped: list[str], options: list[str], by_recorder: list[str], capabilities: Any
+) -> None:
+    image = Image(f"sha256:{'1' * 64}", "amd64", ("x",), (), of_image)
+    (job,) = wrapped(JobNeeds(inputs=True), image=image, user=user, cap_drop=dropped)["containers"]
+    words, security = job["command"], job["securityContext"]
+    box = words.index("/.fastlane/box")
+    assert words[:box] == ["/.fastlane/bin/relay", "enter", *options]
+    assert words[box + 1 : box + 3] == ["/.fastlane/bin/recorder", "--execution"]
+    assert [words[place + 1] for place, word in enumerate(words) if word == "--cap-drop"] == by_recorder
+    assert (security["runAsUser"], security["runAsGroup"]) == (0, 0)
+    assert security.get("capabilities", {}) == capabilities
+
+
+def test_root_keeps_what_the_inputs_need_alone_where_a_job_drops_everything() -> None:
+    needs = JobNeeds(inputs=True)
+    (root,) = wrapped(needs, entrypoint=["x"], user="0", cap_drop=["ALL"])["containers"]
+    (other,) = wrapped(needs, entrypoint=["x"], user="1", cap_drop=["ALL"])["containers"]
+    kept = ["CHOWN", "DAC_OVERRIDE", "FOWNER", "FSETID", "SETGID", "SETUID", "SETPCAP"]
+    assert root["securityContext"]["capabilities"] == {"drop": ["ALL"], "add": [*kept, "KILL"]}
+    assert other["securityContext"]["capabilities"] == {"drop": ["ALL"], "add": kept}
+    # A recorder that is root needs SETPCAP as well, and takes it from the command by itself.
+    taken = [[word for word in job["command"] if word.startswith("--cap-drop=")] for job in (root, other)]
+    assert taken == [[f"--cap-drop={name}" for name in names] for names in (kept[:-1], kept)]
+
+
+def test_a_job_that_keeps_files_has_the_program_for_it_with_its_paths() -> None:
+    needs = JobNeeds(outputs=["/a b", "/$(x)"], max_output_bytes=1 << 20)
+    spec = wrapped(needs, entrypoint=["x"])
+    (job,), (prepare, relay) = spec["containers"], spec["initContainers"]
+    words = job["command"]
+    kept = [words[place + 1] for place, word in enumerate(words) if word == "--keep"]
+    assert kept == ["/.fastlane/bin/relay", "pack", str(2 << 20), "/a b", "/$$(x)"]
+    assert prepare["command"][-1] == "files"
+    assert "--outputs" in relay["command"]
+    assert "files" not in wrapped(entrypoint=["x"])["initContainers"][0]["command"]
 
 
 def test_a_job_without_any_command_is_refused() -> None:

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import structlog
 
 from fastlane_grpc.backend import CannotRun, Image
-from fastlane_grpc.capture.capture import ContainerEnd, ReadSecrets, ask_record, not_kept, trailer_of
+from fastlane_grpc.capture.capture import ContainerEnd, FilesByBackend, ReadSecrets, ask_record, not_kept, trailer_of
 from fastlane_grpc.capture.frames import Frames, Pieces
 from fastlane_grpc.capture.handoff import CommandStatus, Delivery
 from fastlane_grpc.capture.record_retries import retry_until_written
@@ -64,7 +64,7 @@ class OutputSource(Protocol):
         """Attach to a container, and return its output from now on. Raises BackendDown and BackendRefuses."""
 
 
-class AttachCapture:
+class AttachCapture(FilesByBackend):
     """Implements Capture. `log_line` is called with the engine's own messages about its stream."""
 
     name = "attach"

@@ -3,11 +3,11 @@
 Every implementation guarantees a record that is exact, or that has a gap wherever it is not.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias, TypeVar
+from typing import Any, BinaryIO, Protocol, TypeAlias, TypeVar
 
 from fastlane_grpc.backend import Image
 from fastlane_grpc.capture.handoff import CommandStatus, Delivery
@@ -65,6 +65,21 @@ class Capture(Protocol):
         Raises CannotRun if this way of capture cannot.
         """
 
+    def use_inputs(self, archive: Callable[[], Iterator[bytes]]) -> None:
+        """Bring inputs into each container, unless the backend does: `archive` returns their tar archive in blocks."""
+
+    def use_outputs(self, paths: Sequence[str], max_bytes: int) -> None:
+        """Bring these paths back from each container that ran, unless the backend does, if they are not larger."""
+
+    def kept(self, paths: Sequence[str], path: str) -> BinaryIO | None:
+        """Open the archive of one of the paths of `use_outputs`, as `Backend.archive` does; None: there was none.
+
+        Raises OutputsTooLarge, BackendRefuses and OSError.
+        """
+
+    def discard_outputs(self) -> None:
+        """Delete what was brought back, as it is kept elsewhere or not wanted any more. Raises OSError."""
+
     def discard_secrets(self) -> None:
         """Delete secrets that are on their way to a container that is not started."""
 
@@ -89,6 +104,13 @@ class Capture(Protocol):
         """Revoke the start, and return what became of the command. A command that has not run by now never will.
 
         None: this way of capture cannot tell.
+        """
+
+    @property
+    def unbegun(self) -> str | None:
+        """The reason why the command of a started container never ran, and never will; empty: it is not known.
+
+        None: it may have run, or `revoke` tells.
         """
 
     def signal(self, number: int) -> Delivery:
@@ -131,6 +153,24 @@ class Capture(Protocol):
     @property
     def first_byte_time(self) -> datetime | None:
         """The time of the first byte; None if there is none."""
+
+
+class FilesByBackend:
+    """The part of a Capture that leaves the files of containers to the backend, and to `revoke` what never ran."""
+
+    unbegun: str | None = None
+
+    def use_inputs(self, archive: Callable[[], Iterator[bytes]]) -> None:
+        raise NotImplementedError("the backend unpacks inputs")
+
+    def use_outputs(self, paths: Sequence[str], max_bytes: int) -> None:
+        raise NotImplementedError("the backend has outputs")
+
+    def kept(self, paths: Sequence[str], path: str) -> BinaryIO | None:
+        raise NotImplementedError("the backend has outputs")
+
+    def discard_outputs(self) -> None:
+        """Do nothing, as there are none."""
 
 
 class Captures(Protocol):

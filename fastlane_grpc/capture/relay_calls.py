@@ -14,7 +14,8 @@ from typing import Protocol
 
 @dataclass(frozen=True, slots=True)
 class JobFiles:
-    """Files that a job gets at its start. `read_secrets` returns the content of its file of secrets, read anew.
+    """Files that a job gets at its start. `read_secrets` returns the content of its file of secrets, read anew, and
+    `inputs` the archive of its inputs in blocks.
 
     `is_of_pod` says whether the token of a service account belongs to the pod of the job, which alone gets them.
     """
@@ -22,6 +23,7 @@ class JobFiles:
     read_secrets: Callable[[], bytes] | None = None
     is_of_pod: Callable[[str], bool] = lambda account: True
     stdin: Path | None = None
+    inputs: Callable[[], Iterator[bytes]] | None = None
 
 
 class RelayCall(Protocol):
@@ -54,6 +56,17 @@ class RelayCalls:
         with self._lock:
             files = self._files.get(directory, JobFiles())
             self._files[directory] = replace(files, stdin=content, is_of_pod=is_of_pod)
+
+    def offer_inputs(
+        self,
+        directory: Path,
+        archive: Callable[[], Iterator[bytes]],
+        is_of_pod: Callable[[str], bool] = lambda account: True,
+    ) -> None:
+        """Keep the way to the archive of a job's inputs, until `withdraw`."""
+        with self._lock:
+            files = self._files.get(directory, JobFiles())
+            self._files[directory] = replace(files, inputs=archive, is_of_pod=is_of_pod)
 
     def withdraw(self, directory: Path) -> None:
         """Forget the files of a job."""

@@ -8,13 +8,13 @@ import fcntl
 import os
 import signal
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import structlog
 
@@ -25,7 +25,8 @@ from fastlane_grpc.capture.record_retries import retry_until_written
 from fastlane_grpc.capture.recorder import capabilities_by_recorder, command_of, ulimits_by_recorder
 from fastlane_grpc.capture.relay_calls import relay_calls
 from fastlane_grpc.capture.relay_tokens import RelayTokens
-from fastlane_grpc.capture.relayed_record import Permission, close, decide, new_pod, permission
+from fastlane_grpc.capture.relayed_outputs import SPARE_BYTES, discard, expect, expected, kept
+from fastlane_grpc.capture.relayed_record import Permission, close, decide, new_pod, permission, unbegun
 from fastlane_grpc.capture.written_record import first_byte_time_in, trailer_in
 from fastlane_grpc.model import Cause, Execution, Source
 from fastlane_grpc.record import RecordSealed, RecordWriter, Trailer, open_record
@@ -42,6 +43,9 @@ RELAY_CONTAINER = "relay"
 ULIMITS = "ulimits"
 # The standard input of a job, as the relay and the recorder see it.
 STDIN = f"{SHARED}/in/stdin"
+# Capabilities by which the inputs of a job are written, and by which the job's user is taken on after that.
+_INPUTS_CAPABILITIES = ("CHOWN", "DAC_OVERRIDE", "FOWNER", "FSETID", "SETGID", "SETUID")
+_ROOT = frozenset({"", "0", "root", "0:0", "root:root"})
 # The directory with the token of the pod's service account, which the relay alone sees, and its volume.
 ACCOUNT, _ACCOUNT_NAME = "/.fastlane-account", "fastlane-account"
 _ACCOUNT_MOUNT = {"name": _ACCOUNT_NAME, "mountPath": ACCOUNT, "readOnly": True}
@@ -53,6 +57,32 @@ _ACCOUNT_VOLUME = {
 DELIVERY_SECONDS = 3600
 
 log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class JobNeeds:
+    """The needs of a job: the number of variables with secrets, a standard input, inputs, and paths to keep.
+
+    `max_output_bytes`: what these may take in sum.
+    """
+
+    variables: int = 0
+    stdin: bool = False
+    inputs: bool = False
+    outputs: Sequence[str] = ()
+    max_output_bytes: int = 0
+
+    @property
+    def gets_files(self) -> bool:
+        return self.variables > 0 or self.stdin or self.inputs
+
+    @property
+    def has_files(self) -> bool:
+        """Whether the job's container needs the program that writes inputs and keeps outputs."""
+        return self.inputs or bool(self.outputs)
+
+
+NO_NEEDS = JobNeeds()
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,32 +106,38 @@ class RelayKit:
         image: Image,
         execution_id: str,
         pod: str,
-        *,
-        variables: int = 0,
-        stdin: bool = False,
+        needs: JobNeeds = NO_NEEDS,
     ) -> Mapping[str, Any]:
-        """Return the description of a pod whose job runs under the recorder, with a relay. Raises CannotRun.
-
-        `variables`: the number of those that the job gets as secrets. `stdin`: the job gets a standard input.
-        """
+        """Return the description of a pod whose job runs under the recorder, with a relay. Raises CannotRun."""
         spec = body["spec"]
         (job,) = spec["containers"]
         words = command_of(job.get("command"), job.get("args"), _literal(image))
         limit = ["--limit", str(self.max_log_bytes)] if self.max_log_bytes else []
         recorder = [f"{SHARED}/bin/recorder", "--execution", execution_id, *limit]
-        recorder += ["--secrets", str(variables)] if variables else []
-        recorder += ["--stdin", STDIN] if stdin else []
-        privileges, security = _privileges(job.get("securityContext") or {})
+        recorder += ["--secrets", str(needs.variables)] if needs.variables else []
+        recorder += ["--stdin", STDIN] if needs.stdin else []
+        by_job = job.get("securityContext") or {}
+        enter: Sequence[str] = ()
+        if needs.inputs:
+            enter, privileges, security = _entered(job, image)
+        else:
+            privileges, security = _privileges(by_job)
         recorder += [*ulimits_by_recorder({"Ulimits": job.get(ULIMITS, ())}).options, *privileges]
-        recorder += ["--await-relay", str(DELIVERY_SECONDS), f"{SHARED}/box", "--"]
+        recorder += ["--await-relay", str(DELIVERY_SECONDS)]
+        recorder += [word for each in _keeper(needs) for word in ("--keep", each)]
+        recorder += [f"{SHARED}/box", "--"]
         mounts = [
             {"name": VOLUME, "mountPath": f"{SHARED}/bin", "subPath": "bin", "readOnly": True},
             {"name": VOLUME, "mountPath": f"{SHARED}/box", "subPath": "box"},
-            *([{"name": VOLUME, "mountPath": f"{SHARED}/in", "subPath": "in", "readOnly": True}] if stdin else []),
+            *(
+                [{"name": VOLUME, "mountPath": f"{SHARED}/in", "subPath": "in", "readOnly": True}]
+                if needs.stdin
+                else []
+            ),
         ]
         wrapped = {
             **{name: value for name, value in job.items() if name not in {"args", ULIMITS}},
-            "command": [*recorder, *words],
+            "command": [*enter, *recorder, *words],
             "securityContext": security,
             "volumeMounts": [*job.get("volumeMounts", ()), *mounts],
         }
@@ -109,40 +145,35 @@ class RelayKit:
             **body,
             "spec": {
                 **spec,
-                "initContainers": self._helpers(
-                    execution_id,
-                    pod,
-                    secrets=variables > 0,
-                    stdin=stdin,
-                    account=self._asks_account(variables, stdin=stdin),
-                ),
+                "initContainers": self._helpers(execution_id, pod, needs),
                 "containers": [wrapped],
                 "volumes": [
                     *spec.get("volumes", ()),
                     {"name": VOLUME, "emptyDir": {}},
-                    *([_ACCOUNT_VOLUME] if self._asks_account(variables, stdin=stdin) else []),
+                    *([_ACCOUNT_VOLUME] if self._asks_account(needs) else []),
                 ],
                 # The relay delivers within it. A stop has a grace of its own.
                 "terminationGracePeriodSeconds": DELIVERY_SECONDS,
             },
         }
 
-    def _asks_account(self, variables: int, *, stdin: bool) -> bool:
+    def _asks_account(self, needs: JobNeeds) -> bool:
         """Whether the relay has to show to which pod it belongs."""
-        return (variables > 0 or stdin) and self.pod_of_account is not None
+        return needs.gets_files and self.pod_of_account is not None
 
     def is_of_pod(self, pod: str, account: str) -> bool:
         """Whether the token of a service account belongs to this pod. Raises BackendDown."""
         return self.pod_of_account is None or (account != "" and self.pod_of_account(account) == pod)
 
-    def _helpers(
-        self, execution_id: str, pod: str, *, secrets: bool, stdin: bool, account: bool
-    ) -> list[Mapping[str, Any]]:
+    def _helpers(self, execution_id: str, pod: str, needs: JobNeeds) -> list[Mapping[str, Any]]:
         record = f"{SHARED}/own/log"
         helper = {"image": self.image, "volumeMounts": [{"name": VOLUME, "mountPath": SHARED}]}
         relay = ["/relay", "--execution", execution_id, "--server", self.server]
-        relay += ["--secrets"] if secrets else []
-        relay += ["--stdin", STDIN] if stdin else []
+        account = self._asks_account(needs)
+        relay += ["--secrets"] if needs.variables else []
+        relay += ["--stdin", STDIN] if needs.stdin else []
+        relay += ["--inputs"] if needs.inputs else []
+        relay += ["--outputs"] if needs.outputs else []
         relay += ["--account", f"{ACCOUNT}/token"] if account else []
         mounts = [*helper["volumeMounts"], *([_ACCOUNT_MOUNT] if account else [])]
         relay += ["--stay", record, f"{SHARED}/box"]
@@ -150,7 +181,11 @@ class RelayKit:
         if authorities := self.authorities():
             variables["FASTLANE_RELAY_CA"] = authorities
         return [
-            {**helper, "name": "prepare", "command": ["/relay", "prepare", SHARED]},
+            {
+                **helper,
+                "name": "prepare",
+                "command": ["/relay", "prepare", SHARED, *(["files"] if needs.has_files else [])],
+            },
             {
                 **helper,
                 "name": RELAY_CONTAINER,
@@ -182,6 +217,41 @@ def _privileges(security: Mapping[str, Any]) -> tuple[Sequence[str], Mapping[str
     return by_recorder.options, {**security, "capabilities": {name: [*each] for name, each in names.items() if each}}
 
 
+def _keeper(needs: JobNeeds) -> Sequence[str]:
+    """Return the program that keeps files of the container, with its arguments."""
+    if not needs.outputs:
+        return ()
+    most_bytes = needs.max_output_bytes + SPARE_BYTES
+    paths = [path.replace("$", "$$") for path in needs.outputs]
+    return [f"{SHARED}/bin/relay", "pack", str(most_bytes), *paths]
+
+
+def _entered(job: Mapping[str, Any], image: Image) -> tuple[Sequence[str], Sequence[str], Mapping[str, Any]]:
+    """Return the words before the recorder of a container whose inputs root writes, and what `_privileges` returns.
+
+    The recorder then is of the user that the job or its image says, with the capabilities that the job has.
+    """
+    security = job["securityContext"]
+    user = ":".join(str(security[name]) for name in ("runAsUser", "runAsGroup") if name in security) or image.user
+    dropped = (security.get("capabilities") or {}).get("drop", ())
+    everything = "ALL" in dropped
+    is_root = user.partition(":")[0] in _ROOT
+    # What takes the others away needs SETPCAP. A recorder that is root needs it, too, and takes it away by itself.
+    for_recorder = ["SETPCAP", "KILL"] if is_root else []
+    needed = dict.fromkeys([*_INPUTS_CAPABILITIES, "SETPCAP", *for_recorder])
+    kept = [name for name in needed if everything or name in dropped]
+    by_recorder = capabilities_by_recorder({"CapDrop": dropped}).options if is_root else ()
+    words = [f"{SHARED}/bin/relay", "enter"]
+    words += ["--user", user] if user not in _ROOT else []
+    words += ["--keep-home"] if any(each["name"] == "HOME" for each in job.get("env", ())) else []
+    words += [f"--cap-drop={name}" for name in kept if name not in for_recorder]
+    names = {"drop": [name for name in dropped if name not in kept], "add": kept if everything else []}
+    capabilities = {name: each for name, each in names.items() if each}
+    security = {name: each for name, each in security.items() if name != "capabilities"}
+    security |= {"runAsUser": 0, "runAsGroup": 0} | ({"capabilities": capabilities} if capabilities else {})
+    return [*words, f"{SHARED}/box"], by_recorder, security
+
+
 def _literal(image: Image) -> Image:
     """Return the image with its words as a pod has to have them: in a pod, `$(NAME)` is a variable and `$$` a dollar.
 
@@ -206,23 +276,39 @@ class RelayedCapture:
         self._execution_id = execution_id
         self._kit = kit
         self._read_secrets: ReadSecrets = dict
-        self._has_stdin = False
+        self._needs = NO_NEEDS
         self._cut = False
 
     def wrap(self, body: Mapping[str, Any], image: Image) -> Mapping[str, Any]:
         assert self._kit is not None
         # Read now to find out whether they can be. The relay gets them as they are when the start is granted.
-        variables = len(self._read_secrets())
+        needs = replace(self._needs, variables=len(self._read_secrets()))
         pod = new_pod(self._directory)
-        return self._kit.wrap(body, image, self._execution_id, pod, variables=variables, stdin=self._has_stdin)
+        if needs.outputs:
+            discard(self._directory)
+            expect(self._directory, needs.max_output_bytes)
+        return self._kit.wrap(body, image, self._execution_id, pod, needs)
 
     def use_secrets(self, read: ReadSecrets) -> None:
         self._read_secrets = read
         relay_calls.offer_secrets(self._directory, lambda: packed_variables(read()), self._is_of_pod)
 
     def use_stdin(self, content: Path) -> None:
-        self._has_stdin = True
+        self._needs = replace(self._needs, stdin=True)
         relay_calls.offer_stdin(self._directory, content, self._is_of_pod)
+
+    def use_inputs(self, archive: Callable[[], Iterator[bytes]]) -> None:
+        self._needs = replace(self._needs, inputs=True)
+        relay_calls.offer_inputs(self._directory, archive, self._is_of_pod)
+
+    def use_outputs(self, paths: Sequence[str], max_bytes: int) -> None:
+        self._needs = replace(self._needs, outputs=paths, max_output_bytes=max_bytes)
+
+    def kept(self, paths: Sequence[str], path: str) -> BinaryIO | None:
+        return kept(self._directory, paths, path)
+
+    def discard_outputs(self) -> None:
+        discard(self._directory)
 
     def discard_secrets(self) -> None:
         relay_calls.withdraw(self._directory)
@@ -242,6 +328,10 @@ class RelayedCapture:
         decided = retry_until_written(partial(decide, self._directory, Permission.REVOKED))
         return CommandStatus.NEVER_RAN if decided is Permission.REVOKED else None
 
+    @property
+    def unbegun(self) -> str | None:
+        return unbegun(self._directory)
+
     def signal(self, number: int) -> Delivery:
         # SIGKILL is for the whole container, and for the cluster to send: no recorder can pass it on.
         sent = number != signal.SIGKILL and relay_calls.order(self._directory, number)
@@ -256,7 +346,10 @@ class RelayedCapture:
 
     @property
     def delivered(self) -> bool:
-        return (self._directory / "relay-end").exists() or self.trailer() is not None
+        if (self._directory / "relay-end").exists():
+            return True
+        # What the job keeps comes after its output.
+        return expected(self._directory) is None and self.trailer() is not None
 
     def drain(self, end: ContainerEnd | None) -> str:
         """Wait until the relay has delivered everything, or is silent for too long."""

@@ -19,6 +19,8 @@ from fastlane_grpc.record.limit import Limit
 
 # A file cannot be larger: a hostile relay must not make one that no program can read.
 MAX_RECORD_BYTES = 1 << 50
+# The name of the file that says that no command ran.
+_UNBEGUN = "relay-unbegun"
 
 
 class Permission(Enum):
@@ -62,10 +64,27 @@ def decide(directory: Path, wanted: Permission) -> Permission:
     return Permission((directory / "relay").read_text())
 
 
+def permission_granted(directory: Path) -> bool:
+    """Whether a relay may store what it sends."""
+    return permission(directory) is Permission.GRANTED
+
+
+def note_unbegun(directory: Path, reason: str) -> None:
+    """Note, on disk, that the command of the present pod has not run and never will, and why; empty: nobody knows."""
+    write_anew(directory, _UNBEGUN, reason)
+
+
+def unbegun(directory: Path) -> str | None:
+    """Return why the command of the present pod never ran; None: it may have run."""
+    try:
+        return (directory / _UNBEGUN).read_text()
+    except FileNotFoundError:
+        return None
+
+
 def close(directory: Path) -> None:
     """Let no relay store anything from now on. The start was granted before."""
-    _written(directory, Permission.CLOSED.value).replace(directory / "relay")
-    _sync(directory)
+    write_anew(directory, "relay", Permission.CLOSED.value)
 
 
 def new_pod(directory: Path) -> str:
@@ -77,8 +96,8 @@ def new_pod(directory: Path) -> str:
         raise FileExistsError(f"a start of the execution in {directory} was granted already")
     directory.mkdir(parents=True, exist_ok=True)
     number = secrets.token_hex(8)
-    _written(directory, number).replace(directory / "relay-pod")
-    _sync(directory)
+    write_anew(directory, "relay-pod", number)
+    (directory / _UNBEGUN).unlink(missing_ok=True)
     (directory / "relay").unlink(missing_ok=True)
     _sync(directory)
     return number
@@ -90,6 +109,12 @@ def pod_number(directory: Path) -> str:
         return (directory / "relay-pod").read_text()
     except FileNotFoundError:
         return ""
+
+
+def write_anew(directory: Path, name: str, text: str) -> None:
+    """Give a file this text, on disk: it has the old one or the new one, whatever is killed."""
+    _written(directory, text).replace(directory / name)
+    _sync(directory)
 
 
 def _written(directory: Path, text: str) -> Path:
@@ -135,7 +160,7 @@ class RelayedRecord:
 
         Raises StartRevoked, PieceInvalid, and OSError: then the same piece may be stored again.
         """
-        if permission(self._directory) is not Permission.GRANTED:
+        if not permission_granted(self._directory):
             raise StartRevoked("the record of this execution is closed")
         end = offset + len(piece)
         skips = offset > self.position and not offset % BLOCK_BYTES and self._limit is not None

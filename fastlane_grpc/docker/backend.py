@@ -40,6 +40,7 @@ class DockerBackend:
     """Implements Backend over `engine`, for the host called `host` of the instance."""
 
     starts_at_once = True
+    has_files = True
     keeps_images = True
     kind = HostKind.DOCKER
 

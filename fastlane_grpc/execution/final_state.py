@@ -191,12 +191,20 @@ def not_executed(error: int, program: str | None, stopping: Stopping | None) -> 
     return failed(Reason.COMMAND_NOT_EXECUTABLE, f"the command cannot be executed: {text}")
 
 
-def not_begun(exit_code: int | None, stopping: Stopping | None, interruption: Interruption | None) -> FinalState:
-    """Return the final state of a started container whose recorder ended before it ran the command."""
+def not_begun(
+    exit_code: int | None, stopping: Stopping | None, interruption: Interruption | None, reason: str = ""
+) -> FinalState:
+    """Return the final state of a started container whose recorder ended before it ran the command.
+
+    `reason`: why the inputs of the job are not in the container; empty: they are, or nobody knows.
+    """
     if stopping:
         return stopped_before_start(stopping)
     if interruption:
         return lost(Reason.EVICTED, f"the cluster ended it before its command ran: {interruption.text}")
+    if reason:
+        detail = f"the inputs of the job are not in its container, so its command was not run: {reason}"
+        return failed(Reason.INPUT_UNAVAILABLE, detail)
     text = "" if exit_code is None else f" (it exited with {exit_code})"
     return failed(
         Reason.REFUSED_BY_ENGINE,

@@ -335,7 +335,8 @@ def _take_existing_container(lifecycle: Lifecycle) -> None:
 def _write_inputs(lifecycle: Lifecycle) -> None:
     """Write the inputs of the job into the container. Raises CannotRun."""
     inputs = lifecycle.spec.inputs
-    if not inputs:
+    # Where the backend has no files, the capture brings them when the container begins.
+    if not inputs or not lifecycle.backend.has_files:
         return
     try:
         lifecycle.backend.unpack(lifecycle.container, archive_of(inputs, lifecycle.context.inputs.open))

@@ -31,7 +31,7 @@ from fastlane_grpc.execution.final_state import (
 from fastlane_grpc.execution.host import Host
 from fastlane_grpc.execution.outputs import collect
 from fastlane_grpc.execution.stopping import KILL, Stopping, signal_number
-from fastlane_grpc.inputs import InputFiles
+from fastlane_grpc.inputs import InputFiles, archive_of
 from fastlane_grpc.model import (
     Assignment,
     Outputs,
@@ -159,6 +159,28 @@ class Lifecycle(Closing):
             capture.use_secrets(partial(self.context.secrets.read, self.spec.secret_envs, self.execution.task_id))
         if self.spec.stdin:
             capture.use_stdin(self._content_of(self.spec.stdin))
+        if self.backend.has_files:
+            return
+        if self.spec.inputs:
+            self._check_inputs()
+            capture.use_inputs(partial(archive_of, self.spec.inputs, self.context.inputs.open))
+        if self.spec.outputs:
+            capture.use_outputs(self.spec.outputs, self.context.max_output_bytes)
+
+    def _check_inputs(self) -> None:
+        """Raise CannotRun if a content of the inputs is not there any more, or not whole."""
+        for each in self.spec.inputs:
+            try:
+                size_bytes = self.context.inputs.path(each.sha256).stat().st_size
+            except OSError as error:
+                fault = error.strerror or str(error)
+            else:
+                fault = "" if size_bytes == each.size_bytes else "it is not whole"
+            if fault:
+                raise CannotRun(
+                    Reason.INPUT_UNAVAILABLE,
+                    f"the inputs of the job are not complete: the content of {each.path} cannot be read: {fault}",
+                )
 
     def _content_of(self, stdin: Stdin) -> Path:
         try:
@@ -208,6 +230,10 @@ class Lifecycle(Closing):
         if handle is None:
             return
         try:
+            self.capture.discard_outputs()
+        except OSError as error:
+            self.log.warning("outputs that are kept are there twice", error=str(error))
+        try:
             self.backend.remove(handle, force=True)
         except (BackendDown, BackendRefuses) as error:
             self.log.warning("container not removed", container_id=handle.container_id, error=str(error))
@@ -218,7 +244,7 @@ class Lifecycle(Closing):
         if not paths or handle is None or not self._attempt.fenced or self.gives_up_outputs:
             return None
         file = self.context.logs.outputs_path(self.execution.id)
-        outputs = collect(self.backend, handle, paths, file, self.context.max_output_bytes)
+        outputs = collect(self.backend, self.capture, handle, paths, file, self.context.max_output_bytes)
         for path in outputs.missing:
             self.log_line(f"the container has no {path}, which was to be kept")
         if outputs.fault:
@@ -368,7 +394,11 @@ class Lifecycle(Closing):
             elif isinstance(received, EngineBack):
                 self._look_at = 0.0
             if boottime() >= self._deadline and not self._stopping:
-                self._time_out()
+                if self._only_delivers():
+                    # The command ended in time.
+                    self._deadline = float("inf")
+                else:
+                    self._time_out()
             self._send_what_is_due()
             if boottime() >= self._look_at and not self._alive():
                 return None
@@ -403,6 +433,10 @@ class Lifecycle(Closing):
         name = self._stopping.due(boottime()) if self._stopping else ""
         if not self._stopping or not name:
             return
+        if self._only_delivers():
+            # A kill would cut off what the job keeps.
+            self._stopping = self._stopping.could_not_send(boottime())
+            return
         if name == KILL:
             # First, as the engine carries out a kill only when a reader takes the container's output.
             self.capture.abandon_unwritten()
@@ -417,6 +451,10 @@ class Lifecycle(Closing):
         self._sent(name)
         if delivery is Delivery.PENDING:
             self._wake(number)
+
+    def _only_delivers(self) -> bool:
+        """Whether the command has ended, and what the job keeps is on its way from another machine."""
+        return not self.capture.delivered and self.capture.trailer() is not None
 
     def _send_by_engine(self, name: str, number: str) -> None:
         assert self._stopping is not None
@@ -530,6 +568,10 @@ class Lifecycle(Closing):
         # For a container that somebody restarted the engine reports exit code 0.
         exit_code = container.exit_code if container and container.ended else event_code
         self._wait_for_delivery()
+        reason = self.capture.unbegun
+        if reason is not None:
+            self.finish_as(not_begun(exit_code, self._stopping, interruption, reason))
+            return
         missing = self.capture.drain(ContainerEnd(_end_time(container, died), witnessed, exit_code))
         self.reached(Step.DRAINED)
         self._commit_end(self._final_state(container, exit_code, interruption), missing)

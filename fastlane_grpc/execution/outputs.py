@@ -6,10 +6,14 @@ import os
 import tarfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
+from typing import BinaryIO, TypeAlias
 
 from fastlane_grpc.backend import Backend, BackendDown, BackendRefuses, Handle
+from fastlane_grpc.capture.capture import Capture
 from fastlane_grpc.capture.recorder import MOUNT_TARGET
+from fastlane_grpc.capture.relayed_outputs import OutputsTooLarge
 from fastlane_grpc.inputs import ArchiveInvalid, rewritten
 from fastlane_grpc.model import Outputs, OutputsFault
 
@@ -17,19 +21,21 @@ from fastlane_grpc.model import Outputs, OutputsFault
 _PING_SECONDS = 5.0
 
 
-class _TooLarge(Exception):
-    """The archive has more bytes than it may have."""
+# Opens the archive of a path in the container; None: the container has no such path.
+_Open: TypeAlias = Callable[[str], BinaryIO | None]
 
 
-def collect(backend: Backend, handle: Handle, paths: Sequence[str], file: Path, max_bytes: int) -> Outputs:
+def collect(
+    backend: Backend, capture: Capture, handle: Handle, paths: Sequence[str], file: Path, max_bytes: int
+) -> Outputs:
     """Write the archive, on disk when this returns. An archive of an earlier try is replaced.
 
     Raises BackendDown: nothing is kept, and a later try may collect everything.
     """
     try:
-        with _mounted_again(backend, handle, file.parent):
-            return _collect(backend, handle, paths, file, max_bytes)
-    except _TooLarge:
+        with _opening(backend, capture, handle, paths, file.parent) as opened:
+            return _collect(opened, paths, file, max_bytes)
+    except OutputsTooLarge:
         outputs = Outputs(
             fault=OutputsFault.TOO_LARGE, detail=f"the outputs take more than {max_bytes} bytes (max_output_bytes)"
         )
@@ -50,6 +56,18 @@ def collect(backend: Backend, handle: Handle, paths: Sequence[str], file: Path, 
 
 
 @contextmanager
+def _opening(
+    backend: Backend, capture: Capture, handle: Handle, paths: Sequence[str], directory: Path
+) -> Iterator[_Open]:
+    """Return what opens the archive of a path: the backend, or the capture for one that has no files."""
+    if not backend.has_files:
+        yield partial(capture.kept, paths)
+        return
+    with _mounted_again(backend, handle, directory):
+        yield partial(backend.archive, handle)
+
+
+@contextmanager
 def _mounted_again(backend: Backend, handle: Handle, directory: Path) -> Iterator[None]:
     """Create anew, and empty, the directory that the recorder was given: an engine mounts all of a container's
     directories again to read its files, and finds no file if one is missing."""
@@ -66,14 +84,14 @@ def _mounted_again(backend: Backend, handle: Handle, directory: Path) -> Iterato
             mount.rmdir()
 
 
-def _collect(backend: Backend, handle: Handle, paths: Sequence[str], file: Path, max_bytes: int) -> Outputs:
+def _collect(opened_at: _Open, paths: Sequence[str], file: Path, max_bytes: int) -> Outputs:
     missing, entries = [], 0
     file.unlink(missing_ok=True)
     opened = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     with os.fdopen(opened, "wb") as target:
         archive = _Archive(target.write, max_bytes)
         for path in paths:
-            source = backend.archive(handle, path)
+            source = opened_at(path)
             if source is None:
                 missing.append(path)
                 continue
@@ -107,6 +125,6 @@ class _Archive:
     def write(self, block: bytes) -> None:
         self.size += len(block)
         if self.size > self._max_bytes:
-            raise _TooLarge
+            raise OutputsTooLarge
         self._digest.update(block)
         self._write(block)

@@ -51,6 +51,7 @@ class KubernetesBackend:
 
     starts_at_once = False
     keeps_images = False
+    has_files = False
     kind = HostKind.KUBERNETES
 
     def __init__(
@@ -100,14 +101,13 @@ class KubernetesBackend:
             raise
 
     def unpack(self, handle: Handle, archive: Iterable[bytes]) -> None:
-        raise CannotRun(Reason.REFUSED_BY_ENGINE, "a pod that has no node has no files yet: it takes no inputs")
+        raise NotImplementedError("the relay of a pod brings its inputs")
 
     def mount_name(self, handle: Handle, target: str) -> str:
         return ""
 
     def archive(self, handle: Handle, path: str) -> BinaryIO | None:
-        detail = "the files of a pod are gone when it has ended: it keeps no outputs"
-        raise BackendRefuses(Diagnosis(detail, detail, detail, RefusalKind.FINAL))
+        raise NotImplementedError("the relay of a pod brings what it keeps")
 
     def before_start(self, handle: Handle) -> Handle:
         return handle

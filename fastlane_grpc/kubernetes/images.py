@@ -12,7 +12,7 @@ from typing import TypeAlias, TypeVar
 
 from fastlane_grpc.backend import CannotRun, Image, PullFailed
 from fastlane_grpc.machine.shortage import outlast
-from fastlane_grpc.model import Assignment, PullPolicy, Reason
+from fastlane_grpc.model import Assignment, JobSpec, PullPolicy, Reason
 from fastlane_grpc.recorder import ARCHITECTURES
 from fastlane_grpc.registry import Credentials, Reference, RegistryClient, credentials_of_job, read_image
 from fastlane_grpc.secrets import RegistryCredentials
@@ -49,13 +49,13 @@ class RegistryImages:
         Raises CannotRun if it has to be looked up and must not be.
         """
         spec = assignment.spec
-        if spec.entrypoint:
+        if not (unknown := _unknown(spec)):
             return Image("", "", (), ())
         if spec.pull_policy is PullPolicy.NEVER:
             raise CannotRun(
                 Reason.REFUSED_BY_ENGINE,
-                "the nodes of a cluster do not tell the entrypoint of an image, and the job's pull policy NEVER keeps "
-                "the server from asking its registry: set `entrypoint` in the job",
+                f"the nodes of a cluster do not tell the {unknown} of an image, and the job's pull policy NEVER keeps "
+                f"the server from asking its registry: set `{unknown}` in the job",
             )
         reference = Reference.parse(spec.image)
         with self._lock:
@@ -108,7 +108,7 @@ class ImageLookUp:
         self._lock = threading.Lock()
         self._cancelled = False
         self._cancel: Callable[[], object] = lambda: None
-        if assignment.spec.entrypoint:
+        if not _unknown(assignment.spec):
             on_end(None)
             return
         # `on_end` also gets a defect, which the execution raises; without a call the execution would wait for ever.
@@ -163,6 +163,14 @@ def _keep(images: OrderedDict[K, V], key: K, value: V) -> None:
     images.move_to_end(key)
     if len(images) > MOST_IMAGES:
         images.popitem(last=False)
+
+
+def _unknown(spec: JobSpec) -> str:
+    """Return what must be known of the image, as the job does not say it; empty: nothing."""
+    if not spec.entrypoint:
+        return "entrypoint"
+    # Root writes the inputs, and then becomes the user.
+    return "user" if spec.inputs and not spec.user else ""
 
 
 def _key(assignment: Assignment) -> _Key:

@@ -115,8 +115,6 @@ def _refuse(spec: JobSpec) -> None:
         "volumes": spec.volumes,
         "devices": spec.devices,
         "gpus": spec.gpus,
-        "inputs": spec.inputs,
-        "outputs": spec.outputs,
         "a registry_credential: use image pull secrets of the host": spec.registry_credential,
         "the mode of a tmpfs": any(tmpfs.mode for tmpfs in spec.tmpfs),
     }

@@ -16,7 +16,7 @@ from fastlane_grpc.backend import (
     RefusalKind,
     StartWait,
 )
-from fastlane_grpc.capture.relayed import RELAY_CONTAINER
+from fastlane_grpc.capture.relayed import RELAY_CONTAINER, SHARED
 from fastlane_grpc.kubernetes.pod_body import EXECUTION_LABEL, JOB_CONTAINER
 from fastlane_grpc.model import Reason
 from fastlane_grpc.text.sanitize import printable
@@ -211,7 +211,7 @@ def _job(pod: Mapping[str, Any]) -> Mapping[str, Any]:
 def _program(job: Mapping[str, Any]) -> str | None:
     """Return the first word of the command, behind the options of the recorder, if it runs under one."""
     words = list(job.get("command") or job.get("args") or ())
-    under_recorder = words[1:2] == ["--execution"] and "--" in words
+    under_recorder = "".join(words[:1]).startswith(f"{SHARED}/") and "--" in words
     return next(iter(words[words.index("--") + 1 :] if under_recorder else words), None)
 
 

@@ -1,7 +1,7 @@
 /* The recorder: PID 1 of a container. The recorder runs the command, and writes the command's output into the record.
  *
  *     recorder --execution ID [--limit BYTES] [--ulimit NAME=SOFT:HARD]… [--cap-drop NAME]… [--secrets NUMBER]
- *              [--stdin FILE] [--await-relay SECONDS] BOX -- COMMAND [ARGUMENT…]
+ *              [--stdin FILE] [--await-relay SECONDS] [--keep WORD]… BOX -- COMMAND [ARGUMENT…]
  *     recorder --version
  *     recorder --probe      prints more than the smallest limit
  *
@@ -35,6 +35,10 @@
  * A relay copies the record from a node of a cluster. The node starts it again only while this container runs. So after
  * the trailer the recorder unlocks the record, and waits until the relay has marked it as copied: by its execute bit
  * for others. At most for the time of --await-relay.
+ *
+ * The words of --keep are a program with its arguments, which the recorder runs when the trailer is stored. Its output
+ * goes to BOX/outputs, which the recorder opens before it claims the record: what the job wants to keep of its files.
+ * The relay waits for it, as the record is locked meanwhile.
  *
  * Limits of resources and dropped capabilities are those of the command: the recorder keeps its own, as it has to store
  * what the command prints, and to end all processes of the container.
@@ -148,6 +152,12 @@ static bool ended, hard_stopped, cut_off, finishing; /* cut off: killed, as noth
 static int status, exec_error, told; /* told: the last signal from outside */
 static uint64_t start_time, end_time, blocked, give_up = EVER;
 
+/* The program that keeps files of the container, and its output; see --keep. */
+static char *keep[80];
+static int keep_words, keep_file = -1;
+static pid_t keeper;
+static bool kept;
+
 /* Variables of the command, each with a NUL at its end. Their bytes are forgotten once the command has them. */
 static char *secrets;
 static size_t secrets_size;
@@ -217,7 +227,9 @@ static void hard_stop(void)
     if (!hard_stopped)
         give_up = now(CLOCK_MONOTONIC) + (finishing ? FINISH_WAITS : STOP_WAITS);
     hard_stopped = true;
-    kill(-1, SIGKILL);
+    /* After the trailer nothing runs but the keeper. */
+    if (!keeper)
+        kill(-1, SIGKILL);
 }
 
 static void reap(void)
@@ -228,7 +240,8 @@ static void reap(void)
             status = its_status;
             ended = true;
             end_time = now(CLOCK_REALTIME);
-        }
+        } else if (process == keeper)
+            kept = true;
 }
 
 /* Waits for a readable descriptor, at most so long, and leaves the readable ones in `ready`. False: none.
@@ -507,6 +520,18 @@ static void open_orders(const char *box)
     }
     if (orders >= FD_SETSIZE || fstat(orders, &file) || !S_ISFIFO(file.st_mode))
         errno = EINVAL, die(CANNOT_BEGIN, path);
+}
+
+/* Opens the file for the output of the keeper. */
+static void open_outputs(const char *box)
+{
+    char path[4096];
+    if (!keep_words)
+        return;
+    if ((size_t)snprintf(path, sizeof path, "%s/outputs", box) >= sizeof path)
+        errno = ENAMETOOLONG, die(CANNOT_BEGIN, box);
+    if ((keep_file = open(path, O_WRONLY | O_NOFOLLOW | O_CLOEXEC)) < 0)
+        die(errno == ENOENT ? CLAIMED_BEFORE : CANNOT_BEGIN, path);
 }
 
 /* Claims the record, which only one recorder can. Returns the open directory BOX. */
@@ -939,6 +964,29 @@ static bool finish(void)
     return whole;
 }
 
+/* Runs the keeper to its end, at most for as long as a relay may take. What it could not write has no end then. */
+static void keep_outputs(void)
+{
+    /* The words and variables of the job are not for it. */
+    char *const no_variables[] = {NULL};
+    uint64_t until = relay_wait ? now(CLOCK_MONOTONIC) + relay_wait : EVER;
+    if (!keep_words || (keeper = fork()) < 0)
+        return;
+    if (!keeper) {
+        sigset_t none;
+        sigemptyset(&none);
+        sigprocmask(SIG_SETMASK, &none, NULL);
+        if (dup2(keep_file, 1) == 1)
+            execve(keep[0], keep, no_variables);
+        dprintf(2, "recorder: %s: %s\n", keep[0], strerror(errno));
+        _exit(CANNOT_BEGIN);
+    }
+    while (!kept && now(CLOCK_MONOTONIC) < until)
+        serve_signals(1000 * MS);
+    if (!kept)
+        kill(-1, SIGKILL);
+}
+
 /* Waits until a relay has marked the record as copied. */
 static void await_relay(void)
 {
@@ -956,7 +1004,7 @@ static void await_relay(void)
 
 static _Noreturn void usage(const char *what, const char *why)
 {
-    dprintf(2, "recorder: %s: %s\nusage: recorder --execution ID [--limit BYTES] [--ulimit NAME=SOFT:HARD]... [--cap-drop NAME]... [--secrets NUMBER] [--stdin FILE] [--await-relay SECONDS] BOX -- COMMAND [ARGUMENT...]\n", what, why);
+    dprintf(2, "recorder: %s: %s\nusage: recorder --execution ID [--limit BYTES] [--ulimit NAME=SOFT:HARD]... [--cap-drop NAME]... [--secrets NUMBER] [--stdin FILE] [--await-relay SECONDS] [--keep WORD]... BOX -- COMMAND [ARGUMENT...]\n", what, why);
     _exit(CANNOT_BEGIN);
 }
 
@@ -1002,6 +1050,10 @@ static char **read_options(char **word, const char **execution, const char **std
             if (seconds < 1)
                 usage("--await-relay", "expected a number of seconds");
             relay_wait = (uint64_t)seconds * 1000 * MS;
+        } else if (strcmp(*word, "--keep") == 0) {
+            if (keep_words + 1 == (int)(sizeof keep / sizeof *keep))
+                usage("--keep", "too many words");
+            keep[keep_words++] = word[1];
         } else if (strcmp(*word, "--stdin") == 0)
             *stdin_path = word[1];
         else if (strcmp(*word, "--ulimit") == 0)
@@ -1059,6 +1111,7 @@ int main(int argc, char **argv)
     open_stdin(stdin_path);
     take_secrets(words[0]);
     open_orders(words[0]);
+    open_outputs(words[0]);
     int box = claim(words[0]);
     begin(execution);
     hand_off(box);
@@ -1069,6 +1122,7 @@ int main(int argc, char **argv)
         exec_error = 0;
     drain();
     bool whole = finish();
+    keep_outputs();
     await_relay();
     return whole || !cut_off ? exit_code() : CANNOT_STORE;
 }

@@ -18,6 +18,7 @@ from fastlane_grpc.text.sanitize import one_line
 MAX_COMMAND_BYTES = 256 << 10
 # Of a name that an image has for its system or its architecture, so much is repeated.
 _TOLD_CHARACTERS = 40
+_MAX_USER_CHARACTERS = 200
 
 
 class _Unusable(Exception):
@@ -51,14 +52,14 @@ async def _read(client: RegistryClient, reference: Reference, architectures: Seq
         found.append(await _one(client, _object(content), digest))
     if len(found) == 1:
         return found[0]
-    if len({(image.entrypoint, image.command) for image in found}) > 1:
+    if len({(image.entrypoint, image.command, image.user) for image in found}) > 1:
         raise CannotRun(
             Reason.REFUSED_BY_ENGINE,
-            f"{reference} runs another command on each of {', '.join(each.architecture for each in found)}, and which "
-            "of them its node is, is not known: set `entrypoint` in the job, or kubernetes.io/arch in the node "
-            "selector of the host",
+            f"{reference} has another command or user on each of {', '.join(each.architecture for each in found)}, and "
+            "which of them its node is, is not known: set `entrypoint` in the job, and `user` if it has inputs, or "
+            "kubernetes.io/arch in the node selector of the host",
         )
-    return Image(digest, "", found[0].entrypoint, found[0].command)
+    return Image(digest, "", found[0].entrypoint, found[0].command, found[0].user)
 
 
 def _chosen(entries: Any, architectures: Sequence[str]) -> Sequence[str]:
@@ -94,7 +95,11 @@ async def _one(client: RegistryClient, manifest: Mapping[str, Any], digest: str)
     entrypoint, command = (_words(settings.get(name)) for name in ("Entrypoint", "Cmd"))
     if sum(len(word) for word in (*entrypoint, *command)) > MAX_COMMAND_BYTES:
         raise _Unusable(f"its command has more than {MAX_COMMAND_BYTES} characters")
-    return Image(digest, one_line(str(config.get("architecture", "")), _TOLD_CHARACTERS), entrypoint, command)
+    user = settings.get("User") or ""
+    if not isinstance(user, str) or len(user) > _MAX_USER_CHARACTERS:
+        raise _Unusable("its user is not as images have it")
+    architecture = one_line(str(config.get("architecture", "")), _TOLD_CHARACTERS)
+    return Image(digest, architecture, entrypoint, command, user)
 
 
 def _words(value: Any) -> tuple[str, ...]:

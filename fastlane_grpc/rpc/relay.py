@@ -2,12 +2,15 @@
 
 One call, `/fastlane.relay.v1.RelayService/Copy`, a stream in both directions. Its metadata have `fastlane-execution`,
 an id, `fastlane-token`, the token of that execution's present pod alone, and until the relay has begun also
-`fastlane-wants`: `secrets`, `stdin`, both with a comma, or nothing. With it comes `fastlane-account`, the token of the
-pod's service account: the other token is in the description of the pod, which more people may read. Messages are bytes,
-and their numbers little-endian. From the server, with the first byte:
+`fastlane-wants`: `secrets`, `stdin`, `inputs`, with commas between, or nothing. With it comes `fastlane-account`, the
+token of the pod's service account: the other token is in the description of the pod, which more people may read.
+`fastlane-outputs` is `true` if the job keeps files. Messages are bytes, and their numbers little-endian. From the
+server, with the first byte:
 
 * `S`: the file of secrets, if it is wanted.
 * `I`: a piece of the standard input, if that is wanted; the pieces come in order.
+* `F`: a piece of the archive of inputs, if that is wanted; the pieces come in order.
+* `K`, then an offset (8 bytes), if the job keeps files: these have to be sent from there.
 * `G`, then an offset (8 bytes): the start is granted, and the relay has to send from there.
 * `O`, then the number of a signal (1 byte), at any time after that: an order for the recorder.
 * `E`, last, then the size of the record (8 bytes): the whole record is on disk.
@@ -16,7 +19,9 @@ From the relay:
 
 * an offset (8 bytes), and a piece of the record that belongs there.
 * ORDER_DONE (8 bytes), the number of the last order (1 byte), and whether its recorder has it (1 byte).
+* OUTPUTS_PIECE (8 bytes), an offset (8 bytes), and a piece of what the job keeps (capture/relayed_outputs.py).
 * last: the offset (8 bytes) after everything, without a piece. The recorder has ended.
+* or last: NEVER_BEGAN (8 bytes), and the reason as text: no command of this pod ran, and none will.
 
 UNAUTHENTICATED: another token, or no such pod is expected here. FAILED_PRECONDITION: its start was revoked, or its
 record is sealed. INVALID_ARGUMENT: a piece that does not fit. None of these is worth another try; everything else is.
@@ -24,7 +29,7 @@ record is sealed. INVALID_ARGUMENT: a piece that does not fit. None of these is 
 
 import asyncio
 import queue
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -37,12 +42,23 @@ import structlog
 from fastlane_grpc.backend import BackendDown
 from fastlane_grpc.capture.relay_calls import relay_calls
 from fastlane_grpc.capture.relay_tokens import RelayTokens
-from fastlane_grpc.capture.relayed_record import PieceInvalid, RelayedRecord, StartRevoked, pod_number
+from fastlane_grpc.capture.relayed_outputs import OutputsDamaged, RelayedOutputs
+from fastlane_grpc.capture.relayed_record import (
+    Permission,
+    PieceInvalid,
+    RelayedRecord,
+    StartRevoked,
+    note_unbegun,
+    permission,
+    pod_number,
+)
 from fastlane_grpc.errors import CannotServe, SecretNotFound
+from fastlane_grpc.inputs import ArchiveInvalid
 from fastlane_grpc.machine.address import cannot_listen
 from fastlane_grpc.machine.open_files import MOST_CONNECTIONS
 from fastlane_grpc.rpc.tls import server_credentials
 from fastlane_grpc.secrets import SecretUnusable, Unreadable
+from fastlane_grpc.text.sanitize import one_line
 from fastlane_grpc.trust import Certificates
 
 SERVICE = "fastlane.relay.v1.RelayService"
@@ -53,6 +69,8 @@ MAX_MESSAGE_BYTES = 1 << 20
 _STOP_GRACE_SECONDS = 1.0
 # In the place of an offset; no record is as large.
 ORDER_DONE = (1 << 64) - 1
+OUTPUTS_PIECE, NEVER_BEGAN = ORDER_DONE - 1, ORDER_DONE - 2
+_REASON_CHARACTERS = 500
 # The longest wait for the answer to an order. Without one the signal goes by the cluster.
 ORDER_SECONDS = 5.0
 _PIECE_BYTES = 256 << 10
@@ -133,23 +151,35 @@ class RelayServer:
             await context.abort(grpc.StatusCode.UNAUTHENTICATED, "this is not the token of a pod that is expected")
         assert directory is not None
         await self._replace_call(execution_id)
-        record = RelayedRecord(directory, self._max_log_bytes)
+        record, outputs = RelayedRecord(directory, self._max_log_bytes), RelayedOutputs(directory)
         call = _Call(context)
         try:
-            # Read before the grant: a start that is granted can be carried out.
+            # Sent before the grant: a start that is granted can be carried out, and until then it can be revoked.
             wants, account = (str(metadata.get(f"fastlane-{name}", "")) for name in ("wants", "account"))
             files = await _wanted_files(wants, account, directory)
-            await to_its_end(record.open)
+            if (decided := permission(directory)) not in {None, Permission.GRANTED}:
+                raise StartRevoked(f"the start of this execution was {decided.value}")
             await call.hand_over(files)
+            await to_its_end(record.open)
+            if metadata.get("fastlane-outputs") == "true":
+                await to_its_end(outputs.open)
+                await call.write(b"K", outputs.position)
             await call.write(b"G", record.position)
             with relay_calls.connected(directory, call):
                 async for request in requests:
                     offset, piece = int.from_bytes(request[:8], "little"), request[8:]
                     if offset == ORDER_DONE:
                         call.answered(piece)
+                    elif offset == OUTPUTS_PIECE:
+                        store = partial(outputs.store, int.from_bytes(piece[:8], "little"), piece[8:])
+                        await _store(store, execution_id)
+                    elif offset == NEVER_BEGAN:
+                        await call.write(b"E", await to_its_end(partial(_note_unbegun, directory, record, piece)))
+                        return
                     elif piece:
-                        await _store(record, offset, piece, execution_id)
+                        await _store(partial(record.store, offset, piece), execution_id)
                     else:
+                        await to_its_end(outputs.finish)
                         await call.write(b"E", await to_its_end(partial(record.finish, offset)))
                         return
             # A connection that breaks also ends the requests, without an error.
@@ -157,7 +187,7 @@ class RelayServer:
         except _NotOfPod:
             log.warning("a caller that is not in the pod asks for what a job gets", execution_id=execution_id)
             await context.abort(grpc.StatusCode.UNAUTHENTICATED, "this is not the account of the pod")
-        except (_NotReady, BackendDown, Unreadable, SecretNotFound, SecretUnusable) as error:
+        except (_NotReady, BackendDown, Unreadable, SecretNotFound, SecretUnusable, ArchiveInvalid) as error:
             log.warning(
                 "the files of a job are not handed over; trying again", execution_id=execution_id, why=str(error)
             )
@@ -169,6 +199,9 @@ class RelayServer:
         except OSError as error:
             log.warning("a copy of a record cannot be opened", execution_id=execution_id, error=str(error))
             await context.abort(grpc.StatusCode.UNAVAILABLE, "the server cannot store the record just now")
+        except OutputsDamaged:
+            log.warning("what a job keeps is sent again: its copy was damaged", execution_id=execution_id)
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "what the job keeps was damaged, and is sent again")
         except PieceInvalid as error:
             log.warning("a relay sends what does not fit", execution_id=execution_id, error=str(error))
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
@@ -198,10 +231,11 @@ class _NotOfPod(Exception):
 
 @dataclass(frozen=True, slots=True)
 class _Files:
-    """The file of secrets, and the path of the standard input, as far as they are wanted."""
+    """The file of secrets, the path of the standard input, and the archive of inputs, as far as they are wanted."""
 
     secrets: bytes | None = field(default=None, repr=False)
     stdin: Path | None = None
+    inputs: Callable[[], Iterator[bytes]] | None = None
 
 
 async def _wanted_files(wants: str, account: str, directory: Path) -> _Files:
@@ -212,14 +246,15 @@ async def _wanted_files(wants: str, account: str, directory: Path) -> _Files:
     wanted, known = set(wants.split(",")) - {""}, relay_calls.files(directory)
     if not wanted:
         return _Files()
-    if ("secrets" in wanted and not known.read_secrets) or ("stdin" in wanted and not known.stdin):
+    has = {"secrets": known.read_secrets, "stdin": known.stdin, "inputs": known.inputs}
+    if any(each in wanted and not is_known for each, is_known in has.items()):
         raise _NotReady("the execution is not taken up again yet")
     if not await to_its_end(partial(known.is_of_pod, account)):
         raise _NotOfPod
     secrets = None
     if "secrets" in wanted and known.read_secrets:
         secrets = await to_its_end(known.read_secrets)
-    return _Files(secrets, known.stdin if "stdin" in wanted else None)
+    return _Files(secrets, known.stdin if "stdin" in wanted else None, known.inputs if "inputs" in wanted else None)
 
 
 class _Call:
@@ -239,15 +274,22 @@ class _Call:
             await self._context.write(kind + content)
 
     async def hand_over(self, files: _Files) -> None:
-        """Send the files of the job. Raises OSError."""
+        """Send the files of the job. Raises OSError and ArchiveInvalid."""
         if files.secrets is not None:
             await self.write(b"S", files.secrets)
-        if files.stdin is None:
-            return
-        stdin = files.stdin
+        if files.stdin is not None:
+            await self._send_stdin(files.stdin)
+        if files.inputs is not None:
+            await self._send_inputs(files.inputs())
+
+    async def _send_stdin(self, stdin: Path) -> None:
         with await to_its_end(lambda: stdin.open("rb")) as content:
             while piece := await to_its_end(partial(content.read, _PIECE_BYTES)):
                 await self.write(b"I", piece)
+
+    async def _send_inputs(self, blocks: Iterator[bytes]) -> None:
+        while piece := await to_its_end(partial(_gathered, blocks)):
+            await self.write(b"F", piece)
 
     def order(self, number: int) -> bool:
         """Send an order, and wait for the answer. Called on another thread."""
@@ -274,11 +316,29 @@ class _Call:
         self._answers.put(answer)
 
 
-async def _store(record: RelayedRecord, offset: int, piece: bytes, execution_id: str) -> None:
-    """Store a piece, as soon as the disk has room. Raises PieceInvalid."""
+def _gathered(blocks: Iterator[bytes]) -> bytes:
+    """Return the next blocks as one piece; empty at the end."""
+    piece = bytearray()
+    for block in blocks:
+        piece += block
+        if len(piece) >= _PIECE_BYTES:
+            break
+    return bytes(piece)
+
+
+def _note_unbegun(directory: Path, record: RelayedRecord, reason: bytes) -> int:
+    """Note that no command ran, and return the size of its record, which is empty. Raises PieceInvalid and OSError."""
+    if record.size:
+        raise PieceInvalid(f"the relay says that no command ran, after {record.size} bytes of its output")
+    note_unbegun(directory, one_line(reason.decode(errors="replace"), _REASON_CHARACTERS))
+    return record.finish(0)
+
+
+async def _store(store: Callable[[], None], execution_id: str) -> None:
+    """Store a piece, as soon as the disk has room. Raises what `store` raises, but for OSError."""
     while True:
         try:
-            await to_its_end(partial(record.store, offset, piece))
+            await to_its_end(store)
         except OSError as error:
             log.warning("a piece of a record is not stored; trying again", execution_id=execution_id, error=str(error))
             await asyncio.sleep(STORE_AGAIN_SECONDS)

@@ -1,8 +1,14 @@
 // Relay copies the record of one execution, byte for byte, to the server, while the recorder writes it.
 //
-//	relay prepare DIRECTORY      puts the recorder, which is beside this program, and an empty box into a directory
-//	relay --execution ID --server ADDRESS [--secrets] [--stdin FILE] [--account FILE] [--stay] RECORD BOX
+//	relay prepare DIRECTORY [files]
+//	                             puts the recorder, which is beside this program, and an empty box into a directory;
+//	                             with a word more also this program, for enter and pack
+//	relay --execution ID --server ADDRESS [--secrets] [--stdin FILE] [--inputs] [--outputs] [--account FILE] [--stay]
+//	      RECORD BOX
 //	relay granted RECORD         ends with 0 once the start is granted
+//	relay enter [--user USER] [--keep-home] [--cap-drop NAME]... BOX RECORDER...
+//	                             writes the inputs of the job into its container, and becomes the recorder
+//	relay pack MOST PATH...      writes what the job keeps to standard output
 //
 // FASTLANE_RELAY_TOKEN is the token of the execution. FASTLANE_RELAY_CA has the certificates, in PEM, by which the relay
 // knows the server; without it the connection is not encrypted. RECORD is a file that the relay makes when the server has granted
@@ -10,7 +16,8 @@
 // the record is claimed, the relay removes BOX, as a server does for a recorder on its own machine.
 //
 // With --secrets the server sends a file of secrets, which becomes BOX/secrets, and with --stdin the standard input of
-// the job, which becomes FILE. Both are whole before the start. --account names the token of the pod's service account, by
+// the job, which becomes FILE. With --inputs it sends the archive of its inputs, BOX/inputs, and with --outputs it gets
+// what the recorder has left in RECORD.outputs, or BOX/outputs. Everything is whole before the start. --account names the token of the pod's service account, by
 // which the server knows that the relay is in the pod. The recorder takes orders by the FIFO BOX/orders.
 //
 // The protocol is one call, a stream in both directions (see fastlane_grpc/rpc/relay.py). The server says first up to
@@ -37,6 +44,7 @@ import (
 	"math"
 	"os"
 	"os/signal"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -78,13 +86,20 @@ type options struct {
 	execution, server, authorities, token string
 	secrets                               bool
 	stdin, account                        string
+	inputs, outputs                       bool
 	record, box                           string
 	stay                                  bool
 }
 
+// granted says whether the start was granted before.
+func (its options) granted() bool {
+	_, err := os.Lstat(its.record)
+	return err == nil
+}
+
 // wants returns what the server has to send before the start; nothing once the start was granted.
 func (its options) wants() string {
-	if _, err := os.Lstat(its.record); err == nil {
+	if its.granted() {
 		return ""
 	}
 	var wants []string
@@ -94,12 +109,21 @@ func (its options) wants() string {
 	if its.stdin != "" {
 		wants = append(wants, "stdin")
 	}
+	if its.inputs {
+		wants = append(wants, "inputs")
+	}
 	return strings.Join(wants, ",")
 }
 
 func main() {
-	if len(os.Args) == 3 && os.Args[1] == "prepare" {
-		exit(prepare(os.Args[2]))
+	if len(os.Args) >= 3 && os.Args[1] == "prepare" {
+		exit(prepare(os.Args[2], len(os.Args) > 3))
+	}
+	if len(os.Args) >= 3 && os.Args[1] == "enter" {
+		exit(enter(os.Args[2:]))
+	}
+	if len(os.Args) >= 3 && os.Args[1] == "pack" {
+		exit(pack(os.Args[2:]))
 	}
 	if len(os.Args) == 3 && os.Args[1] == "granted" {
 		_, err := os.Lstat(os.Args[2])
@@ -110,6 +134,8 @@ func main() {
 	flag.StringVar(&given.server, "server", "", "address of the server's port for relays")
 	flag.BoolVar(&given.secrets, "secrets", false, "the job gets secrets from the server")
 	flag.StringVar(&given.stdin, "stdin", "", "file that the standard input of the job is written to")
+	flag.BoolVar(&given.inputs, "inputs", false, "the job gets inputs from the server")
+	flag.BoolVar(&given.outputs, "outputs", false, "the server gets what the job keeps")
 	flag.StringVar(&given.account, "account", "", "file with the token of the pod's service account")
 	flag.BoolVar(&given.stay, "stay", false, "end only by SIGTERM, once everything is copied")
 	flag.Parse()
@@ -120,15 +146,15 @@ func main() {
 	}
 	given.record, given.box = flag.Arg(0), flag.Arg(1)
 	// A node that ends a pod tells every container of it. The relay has to send what the others still print.
-	told := make(chan os.Signal, 1)
-	signal.Notify(told, syscall.SIGTERM, syscall.SIGINT)
+	told, _ := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
+	go leaveUnwanted(told, given.record)
 	connection, err := connect(given)
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "relay:", err)
 		os.Exit(2)
 	}
 	for pause := firstPause; ; {
-		began, err := copyRecord(connection, given)
+		began, err := copyRecord(connection, given, told)
 		if err == nil {
 			end(given, told, 0)
 		}
@@ -145,13 +171,13 @@ func main() {
 }
 
 // end marks the record, if there is one, and ends this program; with --stay when it was told to.
-func end(given options, told <-chan os.Signal, code int) {
+func end(given options, told context.Context, code int) {
 	err := os.Chmod(given.record, 0o667)
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		fmt.Fprintln(os.Stderr, "relay:", err)
 	}
 	if given.stay {
-		<-told
+		<-told.Done()
 	}
 	os.Exit(code)
 }
@@ -196,7 +222,7 @@ func isFinal(err error) bool {
 }
 
 // copyRecord copies the record over one call. It says whether the server answered.
-func copyRecord(connection *grpc.ClientConn, given options) (began bool, err error) {
+func copyRecord(connection *grpc.ClientConn, given options, told context.Context) (began bool, err error) {
 	wants, account := given.wants(), []byte(nil)
 	if wants != "" && given.account != "" {
 		// Read anew: the node renews it.
@@ -206,13 +232,13 @@ func copyRecord(connection *grpc.ClientConn, given options) (began bool, err err
 	}
 	context, cancel := context.WithCancel(metadata.AppendToOutgoingContext(context.Background(),
 		"fastlane-execution", given.execution, "fastlane-token", given.token, "fastlane-wants", wants,
-		"fastlane-account", strings.TrimSpace(string(account))))
+		"fastlane-account", strings.TrimSpace(string(account)), "fastlane-outputs", strconv.FormatBool(given.outputs)))
 	defer cancel()
 	stream, err := connection.NewStream(context, &grpc.StreamDesc{ClientStreams: true, ServerStreams: true}, method)
 	if err != nil {
 		return false, err
 	}
-	offset, err := receiveFiles(stream, given)
+	offset, kept, err := receiveFiles(stream, given)
 	if err != nil {
 		return false, err
 	}
@@ -242,6 +268,14 @@ func copyRecord(connection *grpc.ClientConn, given options) (began bool, err err
 		if ended {
 			break
 		}
+		if told.Err() != nil && record.revoke() {
+			// The container of the job has ended, or will not be started.
+			message := unbegun(given.box)
+			if err := stream.SendMsg(&message); err != nil {
+				return true, orElse((<-received).err, "the server ended the call")
+			}
+			return true, (<-received).err
+		}
 		select {
 		case answered := <-received:
 			return true, orElse(answered.err, "the server ended the call")
@@ -251,6 +285,15 @@ func copyRecord(connection *grpc.ClientConn, given options) (began bool, err err
 				return true, orElse((<-received).err, "the server ended the call")
 			}
 		case <-time.After(lookPause):
+		}
+	}
+	if given.outputs {
+		err := sendOutputs(stream, given.record+outputsEnd, kept)
+		if errors.Is(err, io.EOF) {
+			return true, orElse((<-received).err, "the server ended the call")
+		}
+		if err != nil {
+			return true, err
 		}
 	}
 	// Said in so many words: to the server, a connection that breaks may look like a side that was closed.
@@ -302,30 +345,35 @@ func sendAll(stream grpc.ClientStream, record *record, offset int64, done chan [
 	}
 }
 
-// receiveFiles writes what the job gets, and returns the offset with which the start is granted.
-func receiveFiles(stream grpc.ClientStream, given options) (int64, error) {
+// receiveFiles writes what the job gets, and returns the offset with which the start is granted, and that in the file
+// with what the job has kept.
+func receiveFiles(stream grpc.ClientStream, given options) (offset, kept int64, err error) {
 	files, err := newFiles(given)
-	if err != nil {
-		return 0, err
-	}
 	defer files.close()
+	if err != nil {
+		return 0, 0, err
+	}
 	for {
 		kind, content, err := receive(stream)
 		if err != nil {
-			return 0, err
+			return 0, 0, err
 		}
 		switch {
 		case kind == 'S' && given.secrets:
 			err = files.writeSecrets(content)
 		case kind == 'I' && files.stdin != nil:
 			_, err = files.stdin.Write(content)
+		case kind == 'F' && files.inputs != nil:
+			_, err = files.inputs.Write(content)
+		case kind == 'K' && given.outputs && len(content) == 8:
+			kept = int64(binary.LittleEndian.Uint64(content))
 		case kind == 'G' && len(content) == 8:
-			return int64(binary.LittleEndian.Uint64(content)), files.complete()
+			return int64(binary.LittleEndian.Uint64(content)), kept, files.complete()
 		default:
 			err = fmt.Errorf("an unexpected message %q of %d bytes", kind, len(content))
 		}
 		if err != nil {
-			return 0, err
+			return 0, 0, err
 		}
 	}
 }

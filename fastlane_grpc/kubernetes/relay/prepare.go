@@ -6,13 +6,10 @@ import (
 )
 
 // prepare makes what the containers of a pod share: bin with the recorder, box for the second name of the record, in for
-// the standard input of the job, and own for the record itself, which the container of the job does not see.
-func prepare(directory string) error {
+// the standard input of the job, and own for the record itself, which the container of the job does not see. With files
+// the container of the job has this program, too.
+func prepare(directory string, withFiles bool) error {
 	program, err := os.Executable()
-	if err != nil {
-		return err
-	}
-	recorder, err := os.ReadFile(filepath.Join(filepath.Dir(program), "recorder"))
 	if err != nil {
 		return err
 	}
@@ -26,8 +23,21 @@ func prepare(directory string) error {
 			return err
 		}
 	}
-	path := filepath.Join(directory, "bin", "recorder")
-	if err := os.WriteFile(path+".new", recorder, 0o755); err != nil {
+	if withFiles {
+		if err := install(program, filepath.Join(directory, "bin", "relay")); err != nil {
+			return err
+		}
+	}
+	return install(filepath.Join(filepath.Dir(program), "recorder"), filepath.Join(directory, "bin", "recorder"))
+}
+
+// install copies a program.
+func install(program, path string) error {
+	content, err := os.ReadFile(program)
+	if err != nil {
+		return err
+	}
+	if err := os.WriteFile(path+".new", content, 0o755); err != nil {
 		return err
 	}
 	if err := os.Chmod(path+".new", 0o755); err != nil {
