@@ -404,6 +404,7 @@ class Server:
             host=configured.name,
             settings=pods_of(configured),
             registries=self.settings.registries,
+            default_timeout=self.settings.default_timeout,
         )
         return Host(configured.name, backend, RelayedCaptures(kit), supervisor=self.supervisor)
 

@@ -149,14 +149,31 @@ def test_a_timeout_ends_pods_that_listen_and_pods_that_do_not(harness: RelayedHa
     assert harness.pods_are_gone()
 
 
+def test_a_deaf_job_of_a_deleted_pod_ends_after_its_own_grace(harness: RelayedHarness) -> None:
+    going = harness.go_script(DEAF, stop_grace=timedelta(seconds=1))
+    harness.wait_for_output(going.id, b"first")
+    # Nobody but its recorder can end it.
+    going.mailbox.put(LeaveCommand())
+    assert going.failure()
+    harness.close_floors()
+    harness.cluster.api().delete_namespaced_pod(f"fastlane-{going.id}", harness.namespace)
+    wait_until(lambda: harness.has_ended_on_node(going), "the job has ended")
+    harness.open()
+    going = harness.adopt(going.id)
+    execution = going.result()
+    assert (execution.state, outcome(execution).reason) == (State.LOST, Reason.EVICTED)
+    assert outcome(execution).exit_code == 137
+    assert printed(harness, going) == (b"first\n", set())
+
+
 def test_a_job_times_out_though_no_server_is_there(harness: RelayedHarness) -> None:
     going = harness.go_script(FIRST, timeout=timedelta(minutes=1))
     harness.wait_for_output(going.id, b"first")
     going.mailbox.put(LeaveCommand())
     assert going.failure()
     harness.close_floors()
-    # The net that the pod has is the job's timeout and more than ten minutes.
-    assert harness.pod(going).spec.active_deadline_seconds > 600
+    # The net that the pod has is the job's timeout and more than an hour.
+    assert harness.pod(going).spec.active_deadline_seconds > 3600
     harness.cluster.api().patch_namespaced_pod(
         f"fastlane-{going.id}", harness.namespace, {"spec": {"activeDeadlineSeconds": 1}}
     )

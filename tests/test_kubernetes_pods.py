@@ -44,7 +44,7 @@ IN_POD = {
     "envs": ({"A": "1"}, lambda pod, job: job["env"] == [{"name": "A", "value": "1"}]),
     "working_dir": ("/tmp", lambda pod, job: job["workingDir"] == "/tmp"),
     "user": ("0:7", lambda pod, job: [job["securityContext"][f"runAs{each}"] for each in ("User", "Group")] == [0, 7]),
-    "timeout": (timedelta(seconds=1), lambda pod, job: pod["spec"]["activeDeadlineSeconds"] == 611),
+    "timeout": (timedelta(seconds=1), lambda pod, job: pod["spec"]["activeDeadlineSeconds"] == 3611),
     "pull_policy": (PullPolicy.NEVER, lambda pod, job: job["imagePullPolicy"] == "Never"),
     "limits": (
         Limits(memory_bytes=1 << 20, cpus=0.5, memory_reservation_bytes=1 << 19),
@@ -108,6 +108,17 @@ def test_a_field_is_in_the_pod(name: str) -> None:
     spec = {"image": "busybox", name: value}
     pod = pod_body(assignment(**spec), NO_IMAGE, instance="i", host="k8s", settings=PodSettings())
     assert is_there(pod, pod["spec"]["containers"][0])
+
+
+def test_a_job_without_a_timeout_has_the_default_one_as_its_deadline() -> None:
+    def deadline(**spec: Any) -> Any:
+        job = assignment("busybox", stop_grace=timedelta(seconds=1.5), **spec)
+        default = timedelta(minutes=30)
+        pod = pod_body(job, NO_IMAGE, instance="i", host="k8s", settings=PodSettings(), default_timeout=default)
+        return pod["spec"]["activeDeadlineSeconds"]
+
+    assert deadline() == 1800 + 2 + 3600
+    assert deadline(timeout=timedelta(hours=1)) == 3600 + 2 + 3600
 
 
 @pytest.mark.parametrize("name", REFUSED)

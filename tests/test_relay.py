@@ -726,6 +726,23 @@ def test_a_relay_without_a_grant_ends_when_it_is_told_to(pair: Pair) -> None:
     assert relay.wait(SECONDS) == 0
 
 
+@pytest.mark.parametrize("deaf", [True, False])
+def test_a_node_that_ends_a_container_waits_for_the_grace_of_the_job(pair: Pair, deaf: bool) -> None:
+    pair.serve()
+    relay = pair.relay()
+    trap = "trap 'echo deaf' TERM" if deaf else "trap 'echo polite; exit 7' TERM"
+    script = f"{trap}; echo first; while :; do sleep 0.1; done"
+    running = pair.record("sh", "-c", script, options=["--node-grace", "2"])
+    wait_until(lambda: b"first" in pair.received(), "the command runs")
+    running.send(signal.SIGTERM)
+    ends_well(relay)
+    output = pair.output()
+    assert output.trailer
+    assert output.trailer.facts["told"] == signal.SIGTERM
+    assert (output.trailer.exit_code, output.trailer.facts["hard_stop"]) == ((137, True) if deaf else (7, False))
+    assert output.stdout == (b"first\ndeaf\n" if deaf else b"first\npolite\n")
+
+
 def holds(path: Path, content: bytes) -> bool:
     return path.is_file() and content in path.read_bytes()
 

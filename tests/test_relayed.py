@@ -28,7 +28,7 @@ def wrapped(needs: JobNeeds = NO_NEEDS, **spec: Any) -> Any:
 def test_the_command_of_a_job_runs_under_the_recorder() -> None:
     (job,) = wrapped(entrypoint=["/bin/x"], args=["a b", "--"], tmpfs=[Tmpfs("/tmp")])["containers"]
     recorder = ["/.fastlane/bin/recorder", "--execution", "e", "--limit", "1048576"]
-    waits = ["--await-relay", str(DELIVERY_SECONDS)]
+    waits = ["--await-relay", str(DELIVERY_SECONDS), "--node-grace", "10"]
     assert job["command"] == [*recorder, *waits, "/.fastlane/box", "--", "/bin/x", "a b", "--"]
     assert "args" not in job
     assert [mount["mountPath"] for mount in job["volumeMounts"]] == ["/tmp", "/.fastlane/bin", "/.fastlane/box"]

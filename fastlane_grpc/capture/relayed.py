@@ -124,6 +124,8 @@ class RelayKit:
             privileges, security = _privileges(by_job)
         recorder += [*ulimits_by_recorder({"Ulimits": job.get(ULIMITS, ())}).options, *privileges]
         recorder += ["--await-relay", str(DELIVERY_SECONDS)]
+        # The node's own grace is for the relay.
+        recorder += ["--node-grace", str(max(1, spec["terminationGracePeriodSeconds"]))]
         recorder += [word for each in _keeper(needs) for word in ("--keep", each)]
         recorder += [f"{SHARED}/box", "--"]
         mounts = [

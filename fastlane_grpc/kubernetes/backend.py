@@ -6,6 +6,7 @@ scheduling gate, and `start` removes the gate: until then no node has the pod, a
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from datetime import timedelta
 from typing import BinaryIO
 
 from fastlane_grpc.backend import (
@@ -62,13 +63,18 @@ class KubernetesBackend:
         host: str,
         settings: PodSettings | None = None,
         registries: Sequence[RegistrySettings] = (),
+        default_timeout: timedelta | None = None,
     ) -> None:
-        """`registries`: the operator's credentials, by which images are looked up."""
+        """`registries`: the operator's credentials, by which images are looked up.
+
+        `default_timeout`: that of a job that says none; None: such a job may run for any time.
+        """
         self.address = api.address
         self._api = api
         self._instance = instance
         self._host = host
         self._settings = settings or PodSettings()
+        self._default_timeout = default_timeout
         self._images = RegistryImages(RegistryCredentials(registries), self._settings.architecture)
 
     # -- images
@@ -90,7 +96,14 @@ class KubernetesBackend:
 
     def create(self, assignment: Assignment, image: Image, wrapper: Wrapper) -> Handle:
         try:
-            body = pod_body(assignment, image, instance=self._instance, host=self._host, settings=self._settings)
+            body = pod_body(
+                assignment,
+                image,
+                instance=self._instance,
+                host=self._host,
+                settings=self._settings,
+                default_timeout=self._default_timeout,
+            )
         except ValueError as error:
             raise CannotRun(Reason.REFUSED_BY_ENGINE, f"the command is none: {error}") from error
         try:

@@ -18,8 +18,9 @@ HOST, JOB, TASK, LABELS = "fastlane.dev/host", "fastlane.dev/job", "fastlane.dev
 # The container of the job, and the gate without which the pod is given no node.
 JOB_CONTAINER, START_GATE = "job", "fastlane.dev/start"
 
-# Time beyond the timeout and the grace of a job after which the node ends its pod, if nobody else did.
-_DEADLINE_SPARE = timedelta(minutes=10)
+# Time beyond the timeout and the grace of a job after which the node ends its pod, if nobody else did. The node counts
+# from when it got the pod: it may pull a large image first, and the relay may wait for the server.
+_DEADLINE_SPARE = timedelta(hours=1)
 _POLICIES = {PullPolicy.ALWAYS: "Always", PullPolicy.NEVER: "Never"}
 
 
@@ -45,16 +46,24 @@ class PodSettings:
 
 
 def pod_body(
-    assignment: Assignment, image: Image, *, instance: str, host: str, settings: PodSettings
+    assignment: Assignment,
+    image: Image,
+    *,
+    instance: str,
+    host: str,
+    settings: PodSettings,
+    default_timeout: timedelta | None = None,
 ) -> Mapping[str, Any]:
     """Return the description of the pod, with the gate that keeps it from a node.
 
-    An image with a digest is named by it: no tag that was moved meanwhile can bring another one.
+    An image with a digest is named by it: no tag that was moved meanwhile can bring another one. `default_timeout` is
+    that of a job that says none; None: it may run for any time.
 
     Raises CannotRun if the job asks for what a pod does not have, and ValueError if its command is none.
     """
     execution, spec = assignment.execution, assignment.spec
     _refuse(spec)
+    timeout = default_timeout if spec.timeout is None else spec.timeout
     annotations = {HOST: host, JOB: execution.job_id, TASK: execution.task_id}
     if spec.labels:
         annotations[LABELS] = "\n".join(f"{name}={value}" for name, value in spec.labels.items())
@@ -80,7 +89,7 @@ def pod_body(
                 settings,
             ),
             {
-                "activeDeadlineSeconds": spec.timeout and _seconds(spec.timeout + spec.grace + _DEADLINE_SPARE),
+                "activeDeadlineSeconds": timeout and _seconds(timeout + spec.grace + _DEADLINE_SPARE),
                 "volumes": _volumes(spec),
                 "hostAliases": [{"ip": ip, "hostnames": [name]} for name, ip in spec.extra_hosts.items()],
                 "dnsPolicy": "None" if spec.dns and spec.dns.servers else "",
@@ -115,7 +124,7 @@ def _refuse(spec: JobSpec) -> None:
         "volumes": spec.volumes,
         "devices": spec.devices,
         "gpus": spec.gpus,
-        "a registry_credential: use image pull secrets of the host": spec.registry_credential,
+        "a registry_credential: nodes pull images by the image_pull_secrets of the host": spec.registry_credential,
         "the mode of a tmpfs": any(tmpfs.mode for tmpfs in spec.tmpfs),
     }
     if refused := [wish for wish, asked in wishes.items() if asked]:

@@ -1,7 +1,7 @@
 /* The recorder: PID 1 of a container. The recorder runs the command, and writes the command's output into the record.
  *
  *     recorder --execution ID [--limit BYTES] [--ulimit NAME=SOFT:HARD]… [--cap-drop NAME]… [--secrets NUMBER]
- *              [--stdin FILE] [--await-relay SECONDS] [--keep WORD]… BOX -- COMMAND [ARGUMENT…]
+ *              [--stdin FILE] [--await-relay SECONDS] [--node-grace SECONDS] [--keep WORD]… BOX -- COMMAND [ARGUMENT…]
  *     recorder --version
  *     recorder --probe      prints more than the smallest limit
  *
@@ -39,6 +39,9 @@
  * The words of --keep are a program with its arguments, which the recorder runs when the trailer is stored. Its output
  * goes to BOX/outputs, which the recorder opens before it claims the record: what the job wants to keep of its files.
  * The relay waits for it, as the record is locked meanwhile.
+ *
+ * A node that ends a container sends SIGTERM, and then waits for as long as the relay may deliver. So --node-grace is the
+ * time after which the recorder makes a hard stop by itself.
  *
  * Limits of resources and dropped capabilities are those of the command: the recorder keeps its own, as it has to store
  * what the command prints, and to end all processes of the container.
@@ -157,6 +160,8 @@ static char *keep[80];
 static int keep_words, keep_file = -1;
 static pid_t keeper;
 static bool kept;
+static unsigned node_grace; /* seconds; 0: the node waits for the command */
+static bool node_told;
 
 /* Variables of the command, each with a NUL at its end. Their bytes are forgotten once the command has them. */
 static char *secrets;
@@ -294,8 +299,14 @@ static void serve_signals(uint64_t timeout)
     for (struct signalfd_siginfo s; read(signals, &s, sizeof s) == sizeof s;) {
         if (s.ssi_signo == SIGCHLD)
             reap();
-        else if (!obey((int)s.ssi_signo) && s.ssi_pid != 1 && s.ssi_code != SI_KERNEL) { /* sent, not raised by our own limits: SIGXFSZ, SIGXCPU */
+        else if (s.ssi_signo == SIGALRM && s.ssi_code == SI_KERNEL && node_told) {
+            if (child && !ended)
+                hard_stop();
+        } else if (!obey((int)s.ssi_signo) && s.ssi_pid != 1 && s.ssi_code != SI_KERNEL) { /* sent, not raised by our own limits: SIGXFSZ, SIGXCPU */
             told = s.ssi_pid ? told : (int)s.ssi_signo;
+            /* From outside the container, and no order of the server: from the node. */
+            if (s.ssi_signo == SIGTERM && !s.ssi_pid && node_grace && !node_told)
+                node_told = true, alarm(node_grace);
             kill(child, (int)s.ssi_signo);
         }
     }
@@ -1004,7 +1015,7 @@ static void await_relay(void)
 
 static _Noreturn void usage(const char *what, const char *why)
 {
-    dprintf(2, "recorder: %s: %s\nusage: recorder --execution ID [--limit BYTES] [--ulimit NAME=SOFT:HARD]... [--cap-drop NAME]... [--secrets NUMBER] [--stdin FILE] [--await-relay SECONDS] [--keep WORD]... BOX -- COMMAND [ARGUMENT...]\n", what, why);
+    dprintf(2, "recorder: %s: %s\nusage: recorder --execution ID [--limit BYTES] [--ulimit NAME=SOFT:HARD]... [--cap-drop NAME]... [--secrets NUMBER] [--stdin FILE] [--await-relay SECONDS] [--node-grace SECONDS] [--keep WORD]... BOX -- COMMAND [ARGUMENT...]\n", what, why);
     _exit(CANNOT_BEGIN);
 }
 
@@ -1050,6 +1061,11 @@ static char **read_options(char **word, const char **execution, const char **std
             if (seconds < 1)
                 usage("--await-relay", "expected a number of seconds");
             relay_wait = (uint64_t)seconds * 1000 * MS;
+        } else if (strcmp(*word, "--node-grace") == 0) {
+            int seconds = atoi(word[1]);
+            if (seconds < 1)
+                usage("--node-grace", "expected a number of seconds");
+            node_grace = (unsigned)seconds;
         } else if (strcmp(*word, "--keep") == 0) {
             if (keep_words + 1 == (int)(sizeof keep / sizeof *keep))
                 usage("--keep", "too many words");
