@@ -89,6 +89,13 @@ ROWS: Mapping[str, Row] = {
         "tests",
         ("tests/test_execution_engine_frozen.py", "tests/test_engine_remote.py", "tests/test_hosts.py"),
     ),
+    "pods-server-killed": Row(
+        "each pod runs once, counted by the pods themselves; followers have each byte",
+        "SIGKILL of the server at random moments, under pods that flood, are slow, and end meanwhile",
+        "kills",
+        ("tests/test_kubernetes_server.py", "-k", "killed_at_random"),
+        "CHAOS_ROUNDS",
+    ),
     "pods-faults": Row(
         "no byte of a job in a pod is lost, and nothing runs twice",
         "SIGKILL of kubelet and containerd, of relays and of the API server, and a node cut off, in floods on pods",

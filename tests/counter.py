@@ -4,41 +4,55 @@ listens in it.
 Run as a module it is the one that listens: each line that a connection brings it writes to a file.
 """
 
+import collections
 import socket
 import subprocess
 import sys
-from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 PORT = 7000
-# What a container does to be counted under a name. The address is that of an engine's first bridge.
-COUNT_ME = "echo {name} | nc -w 5 172.17.0.1 7000 || exit 99"
+# The address of an engine's first bridge.
+BRIDGE = "172.17.0.1"
 
 
-class CountingNetwork:
-    """A network namespace that is there for as long as this is open."""
+def count_me(name: str, address: str = BRIDGE) -> str:
+    """Return what a shell in a container does to be counted under a name."""
+    return f"echo {name} | nc -w 5 {address} {PORT} || exit 99"
 
-    def __init__(self, lines: Path) -> None:
+
+class Counter:
+    """A process that counts for as long as this is open, in the network of this process."""
+
+    def __init__(self, lines: Path, *, under: Sequence[str] = ()) -> None:
+        """`under`: a program, with arguments, that executes the counter."""
         self._lines = lines
-        self._process = subprocess.Popen(
-            ["unshare", "--net", sys.executable, "-m", "tests.counter", lines],
+        self.process = subprocess.Popen(
+            [*under, sys.executable, "-m", "tests.counter", lines],
             stdout=subprocess.PIPE,
             cwd=Path(__file__).parent.parent,
         )
-        assert self._process.stdout is not None
-        # Only now is it certain that it has left our own network.
-        assert self._process.stdout.readline() == b"listening\n"
+        assert self.process.stdout is not None
+        # Only now is it certain that it listens, in the network where it should.
+        assert self.process.stdout.readline() == b"listening\n"
+
+    def counts(self) -> collections.Counter[str]:
+        return collections.Counter(self._lines.read_text().split())
+
+    def close(self) -> None:
+        self.process.kill()
+        self.process.communicate()
+
+
+class CountingNetwork(Counter):
+    """A network namespace that is there for as long as this is open, with a counter in it."""
+
+    def __init__(self, lines: Path) -> None:
+        super().__init__(lines, under=("unshare", "--net"))
 
     @property
     def path(self) -> str:
-        return f"/proc/{self._process.pid}/ns/net"
-
-    def counts(self) -> Counter[str]:
-        return Counter(self._lines.read_text().split())
-
-    def close(self) -> None:
-        self._process.kill()
-        self._process.communicate()
+        return f"/proc/{self.process.pid}/ns/net"
 
 
 def listen(lines: Path) -> None:

@@ -14,7 +14,6 @@ import threading
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
@@ -25,10 +24,10 @@ from fastlane_grpc.client import Backoff, Client
 from fastlane_grpc.execution import Step
 from fastlane_grpc.model import CaptureMode, Cause, Reason, Source, State
 from fastlane_grpc.runner import HostDown
-from fastlane_grpc.v1 import fastlane_pb2 as pb
-from tests.counter import COUNT_ME, CountingNetwork
+from tests.counter import CountingNetwork, count_me
 from tests.engine import EngineHarness, engine_address, opened
 from tests.hostile_jobs import ALL as ATTACKED
+from tests.loads import FLOOD, SHORT, SLOW, Load, assert_whole
 from tests.own_engine import IMAGE, OwnEngine
 from tests.reading import Reader
 from tests.recorder_program import eventually
@@ -45,32 +44,10 @@ owns_an_engine = pytest.mark.skipif(
 )
 
 
-def numbers(count: int, before: str = "") -> bytes:
-    return b"".join(f"{before}{number}\n".encode() for number in range(1, count + 1))
-
-
-@dataclass(frozen=True)
-class Load:
-    """A script, and what it prints; it exits with `code`."""
-
-    script: str
-    stdout: bytes
-    stderr: bytes
-    code: int
-
-
 LOADS = [
-    # More than all buffers on the way hold, of both sources at once.
-    Load("seq 1 150000 & seq 1 100000 >&2; wait; exit 7", numbers(150_000), numbers(100_000), 7),
-    # Longer than any server lives here.
-    Load(
-        "i=0; while [ $i -lt 60 ]; do i=$((i+1)); echo $i; echo e$i >&2; sleep 0.05; done; exit 8",
-        numbers(60),
-        numbers(60, "e"),
-        8,
-    ),
-    # Over while no server is there, as often as not.
-    Load("sleep 0.$((RANDOM % 10)); printf last; exit 9", b"last", b"", 9),
+    FLOOD,
+    SLOW,
+    SHORT,
     # Attacks its server, which may be killed at the moment when that helps.
     Load(f"{ATTACKED}; echo attacked; exit 5", b"attacked\n", b"", 5),
 ]
@@ -100,16 +77,7 @@ class Place:
     def settle(self, jobs: Sequence[tuple[Load, Reader]]) -> None:
         """Each of the jobs comes to its end, and is whole."""
         for load, reader in jobs:
-            end = reader.end()
-            what = f"{reader.execution_id} of {load.script!r}: {end.outcome} {reader.system}"
-            assert end.sealed, what
-            assert (end.state, end.exit_status) == (pb.STATE_FAILED, load.code), what
-            assert reader.gaps == [], what
-            assert (reader.stdout, reader.stderr) == (load.stdout, load.stderr), what
-            for source, content in ((pb.SOURCE_STDOUT, load.stdout), (pb.SOURCE_STDERR, load.stderr)):
-                totals = reader.totals(source)
-                assert (totals.bytes, totals.missing_bytes) == (len(content), 0), what
-                assert totals.crc32 == zlib.crc32(content), what
+            assert_whole(load, reader)
 
     def is_tidy(self) -> None:
         """Nothing is left of what a job made beside its log."""
@@ -239,7 +207,7 @@ def test_a_log_far_beyond_its_limit_keeps_head_and_tail_and_fills_no_disk(tmp_pa
 
 
 # Counted before it prints; and it takes a while, so that it can be killed in between.
-ONCE = f"{COUNT_ME.format(name='$NAME')}; echo ran; sleep 0.2; exit 7"
+ONCE = f"{count_me('$NAME')}; echo ran; sleep 0.2; exit 7"
 
 
 @pytest.fixture

@@ -1,11 +1,14 @@
 """A server as users start it, with a host that is a cluster: the command line, floods, kills, pools and TLS."""
 
 import hashlib
+import os
+import random
 import re
 import signal
 import subprocess
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +17,7 @@ import pytest
 
 from fastlane_grpc.capture.relay_tokens import RelayTokens
 from fastlane_grpc.capture.relayed_record import pod_number
-from fastlane_grpc.client import Client
+from fastlane_grpc.client import Backoff, Client
 from fastlane_grpc.model import new_id
 from fastlane_grpc.rpc.relay import SERVICE
 from fastlane_grpc.v1 import fastlane_pb2 as pb
@@ -25,15 +28,22 @@ from tests.cluster.kit import KIT_IMAGE
 from tests.cluster.processes import wait_until
 from tests.commands import FASTLANE
 from tests.commands_served import SECONDS, Server, environment, fastlane
+from tests.counter import Counter, count_me
 from tests.engine import engine_address
+from tests.loads import FLOOD as FLOOD_OF_BOTH
+from tests.loads import SHORT, SLOW, Load, assert_whole
 from tests.reading import Reader
 from tests.succession import free_address
+from tests.tally import tally
 
 if TYPE_CHECKING:
     from tests.cluster.running import Cluster
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(180)]
 
+# The server is killed so many times at random.
+ROUNDS = int(os.environ.get("CHAOS_ROUNDS", "3"))
+SEED = int(os.environ.get("CHAOS_SEED", "1"))
 LINES = 400_000
 FLOOD = f"yes | head -n {LINES} | awk '{{printf \"%098d\\n\", NR}}'; exit 4"
 WHOLE = b"".join(b"%098d\n" % number for number in range(1, LINES + 1))
@@ -149,6 +159,33 @@ def test_a_server_killed_in_a_flood_of_a_pod_loses_no_byte(harness: Harness) -> 
         assert process.wait(SECONDS) == 4
     # Not compared by pytest, which would show where they differ for minutes.
     assert hashlib.sha256(out).digest() == hashlib.sha256(WHOLE).digest(), f"{len(out)} of {len(WHOLE)} bytes"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(180 + 60 * ROUNDS)
+def test_a_server_killed_at_random_runs_each_pod_once_and_loses_no_byte(harness: Harness, tmp_path: Path) -> None:
+    chance, loads, jobs = random.Random(SEED), (FLOOD_OF_BOTH, SLOW, SHORT), list[tuple[Load, Reader]]()
+    with (
+        closing(Counter(tmp_path / "counts")) as counter,
+        Client(harness.server.address, backoff=Backoff(0.05, 0.5)) as client,
+    ):
+        for number in range(ROUNDS):
+            for load in loads:
+                # Each says that it runs, where only this test reads it.
+                script = f"{count_me(f'run-{len(jobs)}', ADDRESS)}; {load.script}"
+                job = client.enqueue("pod-a", harness.image, args=[script], entrypoint=["sh", "-c"])
+                jobs.append((load, Reader(client, job.execution.id)))
+            threading.Event().wait(chance.uniform(0.0, 4.0))
+            harness.server.end(signal.SIGKILL)
+            tally()
+            harness.server.start()
+            # Jobs of the last rounds are still in every state. Those before them end now, or never will.
+            for load, reader in jobs[: max(0, number - 3) * len(loads)][-len(loads) :]:
+                assert_whole(load, reader)
+        for load, reader in jobs:
+            assert_whole(load, reader)
+        assert counter.counts() == {f"run-{number}": 1 for number in range(len(jobs))}
+    wait_until(lambda: not harness.cluster.api().list_namespaced_pod(harness.namespace).items, "all pods are removed")
 
 
 def test_one_queue_has_an_engine_and_a_cluster_behind_it(harness: Harness) -> None:
