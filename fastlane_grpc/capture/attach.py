@@ -4,11 +4,9 @@ The record is honest, not exact. Some two seconds after the container's end the 
 without an error. The engine also drops all output of times without an attached reader.
 """
 
-import secrets
 import threading
 import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -17,13 +15,14 @@ from typing import Any, Protocol
 import structlog
 
 from fastlane_grpc.backend import CannotRun, Image
-from fastlane_grpc.capture.capture import ContainerEnd, FilesByBackend, ReadSecrets, ask_record, not_kept, trailer_of
+from fastlane_grpc.capture.capture import ContainerEnd, FilesByBackend, ReadSecrets, not_kept
 from fastlane_grpc.capture.frames import Frames, Pieces
 from fastlane_grpc.capture.handoff import CommandStatus, Delivery
 from fastlane_grpc.capture.record_retries import retry_until_written
+from fastlane_grpc.capture.server_record import ServerRecord
 from fastlane_grpc.machine.shortage import outlast
 from fastlane_grpc.model import Cause, Reason, Source
-from fastlane_grpc.record import NotARecord, RecordReader, RecordSealed, RecordWriter, Trailer
+from fastlane_grpc.record import RecordWriter, Trailer
 from fastlane_grpc.supervisor import thread
 
 # A stream that ended sooner than this after the container was not cut short by the engine, which waits 2 s for that.
@@ -82,15 +81,12 @@ class AttachCapture(FilesByBackend):
         log_line: Callable[[str], None],
     ) -> None:
         self._source = source
-        self._path = path
         self._execution_id = execution_id
-        self._max_log_bytes = max_log_bytes
         self._log_line = log_line
-        self._record: RecordWriter | None = None
+        self._record = ServerRecord(path, execution_id, capture=self.name, max_log_bytes=max_log_bytes)
         self._follower: _Follower | None = None
         self._whole = True  # no gap of unknown size so far
         self._gap_at: int | None = None  # bytes in the record when the last gap of unknown size was written
-        self._first_byte_time: datetime | None = None
 
     def wrap(self, body: Mapping[str, Any], image: Image) -> Mapping[str, Any]:
         return body
@@ -116,16 +112,14 @@ class AttachCapture(FilesByBackend):
 
     @property
     def first_byte_time(self) -> datetime | None:
-        nanos = self._record.first_byte_time_ns if self._record else None
-        return self._first_byte_time if nanos is None else datetime.fromtimestamp(nanos / 1e9, UTC)
+        return self._record.first_byte_time
 
     def open(self, container_id: str) -> None:
-        self._record = self._record or self._open_record()
+        self._record.open()
         self._follow(container_id)
 
     def resume(self, container_id: str | None) -> None:
-        self._record = self._record or retry_until_written(self._open_record)
-        self._mark_gap(self._record)
+        self._mark_gap(retry_until_written(self._record.open))
         if container_id is not None:
             self._log_line("what was printed during the break may be missing")
             self._follow(container_id)
@@ -145,76 +139,37 @@ class AttachCapture(FilesByBackend):
 
     def drain(self, end: ContainerEnd | None) -> str:
         follower, self._follower = self._follower, None
-        if follower is None or self._record is None:
+        record = self._record.writer
+        if follower is None or record is None:
             return "" if self._whole else _UNSURE
         sure = follower.drain(end)
         for source, lost in follower.lost.items():
-            retry_until_written(partial(self._record.gap, source, lost, Cause.STORE, time.time_ns()))
+            retry_until_written(partial(record.gap, source, lost, Cause.STORE, time.time_ns()))
         # Never certain for an engine on another machine, whose clock differs.
         if end is not None and not (sure and self._source.local):
-            self._mark_gap(self._record)
+            self._mark_gap(record)
         if follower.lost:
             return "some output could not be stored: " + ", ".join(
                 f"{lost} bytes of {name.name.lower()}" for name, lost in follower.lost.items()
             )
-        return not_kept(self._record.totals()) if self._whole else _UNSURE
+        return not_kept(record.totals()) if self._whole else _UNSURE
 
     def seal(self, exit_code: int | None, facts: Mapping[str, object]) -> Trailer | None:
-        try:
-            if self._record is None:
-                self._record = retry_until_written(
-                    partial(RecordWriter.resume, self._path, max_bytes=self._max_log_bytes)
-                )
-        except FileNotFoundError:
-            return None
-        except RecordSealed:
-            return self.trailer()
-        trailer = retry_until_written(partial(self._record.seal, exit_code, facts, time.time_ns()))
-        self._first_byte_time = self.first_byte_time
-        self._record = None
-        return trailer
+        return self._record.seal(exit_code, facts)
 
     def trailer(self) -> Trailer | None:
-        try:
-            return retry_until_written(
-                partial(ask_record, self._path, partial(trailer_of, execution_id=self._execution_id))
-            )
-        except FileNotFoundError:
-            return None
+        return self._record.trailer()
 
     def detach(self) -> None:
         if self._follower:
             self._follower.stop()
-        if self._record:
-            with suppress(OSError):
-                self._record.sync()
-            self._record.close()
-        self._follower = self._record = None
+        self._record.close()
+        self._follower = None
 
     def _follow(self, container_id: str) -> None:
-        assert self._record is not None
+        assert self._record.writer is not None
         request = self._source.attach(container_id)
-        self._follower = _Follower(request, self._record, self._log_line, self._execution_id)
-
-    def _open_record(self) -> RecordWriter:
-        """Open the record. An earlier try may have created it; before a start, the record is empty."""
-        try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            return RecordWriter.create(
-                self._path, execution_id=self._execution_id, capture=self.name, max_bytes=self._max_log_bytes
-            )
-        except FileExistsError:
-            try:
-                return RecordWriter.resume(self._path, max_bytes=self._max_log_bytes)
-            except (NotARecord, RecordSealed) as error:
-                if isinstance(error, RecordSealed) and ask_record(self._path, self._is_own):
-                    raise
-                # Retention deletes it with the log. The next try creates the record.
-                self._path.rename(self._path.with_name(f"replaced-{secrets.token_hex(4)}"))
-                return self._open_record()
-
-    def _is_own(self, record: RecordReader) -> bool:
-        return record.is_of(self._execution_id)
+        self._follower = _Follower(request, self._record.writer, self._log_line, self._execution_id)
 
     def _mark_gap(self, record: RecordWriter) -> None:
         """Write a gap of unknown size for both sources: once for the same position in the record."""
