@@ -20,7 +20,8 @@ from fastlane_grpc.api import Inputs, OutputReader, Receivers, Service, payload
 from fastlane_grpc.backend import BackendDown
 from fastlane_grpc.backoff import Backoff
 from fastlane_grpc.call_log import CallLog
-from fastlane_grpc.capture.capture import Capture
+from fastlane_grpc.capture.capture import Capture, Captures
+from fastlane_grpc.capture.kubelet import KubeletCaptures
 from fastlane_grpc.capture.relay_tokens import RelayTokens
 from fastlane_grpc.capture.relayed import RelayedCapture, RelayedCaptures, RelayKit
 from fastlane_grpc.capture.relayed_record import pod_number
@@ -38,7 +39,7 @@ from fastlane_grpc.logs import Logs, Tails
 from fastlane_grpc.machine.address import is_loopback
 from fastlane_grpc.machine.data_directory import claimed, disk_bytes
 from fastlane_grpc.machine.open_files import OpenFiles, raise_limit
-from fastlane_grpc.model import Execution, utc_now
+from fastlane_grpc.model import Execution, PodCaptureMode, utc_now
 from fastlane_grpc.notifications import LogEnd, MailSender, Notifier, SigningKeys, SmtpServer, WebhookSender
 from fastlane_grpc.retention import Retention, RetentionLimits
 from fastlane_grpc.rpc.relay import RelayServer
@@ -61,6 +62,7 @@ from fastlane_grpc.watch import WatchHub
 
 if TYPE_CHECKING:
     from fastlane_grpc.http.server import HttpServer
+    from fastlane_grpc.kubernetes import ClusterApi
     from fastlane_grpc.prometheus import Metrics
 
 # The time for queued writes when the server ends: a disk that hangs must not keep the server from ending.
@@ -165,7 +167,7 @@ class Server:
         self.supervisor = Supervisor(self._down)
         # Called in order, on the loop, with the executions of each commit.
         self.listeners: list[Callable[[Sequence[Execution]], None]] = []
-        listeners = 1 + bool(settings.http_listen) + bool(settings.kubernetes_hosts)
+        listeners = 1 + bool(settings.http_listen) + bool(settings.relayed_hosts)
         self.open_files = OpenFiles.of(raise_limit(), max_running=settings.max_running, listeners=listeners)
         self.store_health = StoreHealth()
         self.counts = Counts()
@@ -329,7 +331,7 @@ class Server:
     async def open_relays(self, parts: AsyncExitStack) -> None:
         """Receive the output of pods, if a host is a cluster. Closed after the last execution's thread."""
         settings = self.settings
-        if not settings.kubernetes_hosts:
+        if not settings.relayed_hosts:
             return
         self.relay_tokens = RelayTokens.kept_in(settings.data_dir)
         relays = RelayServer(
@@ -385,19 +387,10 @@ class Server:
         # Imported here: a server of Docker hosts alone needs none of it.
         from fastlane_grpc.kubernetes import KubernetesBackend, api_of, pods_of
 
-        assert self.relay_tokens, "opened before the hosts"
         try:
             api = api_of(configured)
         except BackendDown as error:
             raise CannotServe(f"host {configured.name!r}: {error}") from error
-        kit = RelayKit(
-            configured.kit_image,
-            configured.relay_address,
-            self.relay_tokens,
-            self.settings.max_log_bytes,
-            self._authorities_of_relays(),
-            api.pod_of_account,
-        )
         backend = KubernetesBackend(
             api,
             instance=self.store.instance,
@@ -406,7 +399,25 @@ class Server:
             registries=self.settings.registries,
             default_timeout=self.settings.default_timeout,
         )
-        return Host(configured.name, backend, RelayedCaptures(kit), supervisor=self.supervisor)
+        captures = self._captures_of_pods(configured, api)
+        return Host(configured.name, backend, captures, supervisor=self.supervisor)
+
+    def _captures_of_pods(self, configured: KubernetesHostSettings, api: "ClusterApi") -> Captures:
+        from fastlane_grpc.kubernetes import PodLogs
+
+        max_log_bytes = self.settings.max_log_bytes
+        if configured.capture is PodCaptureMode.KUBELET:
+            return KubeletCaptures(PodLogs(api), max_log_bytes=max_log_bytes)
+        assert self.relay_tokens, "opened before the hosts"
+        kit = RelayKit(
+            configured.kit_image,
+            configured.relay_address,
+            self.relay_tokens,
+            max_log_bytes,
+            self._authorities_of_relays(),
+            api.pod_of_account,
+        )
+        return RelayedCaptures(kit)
 
     def _authorities_of_relays(self) -> Callable[[], str]:
         """Return a function that returns the certificates by which relays know this server; empty: without TLS."""
@@ -806,7 +817,7 @@ def check_reach(settings: Settings) -> None:
             raise CannotServe(
                 f"other machines reach {listen}: {faults}; set these, listen on 127.0.0.1, or accept it with --insecure"
             )
-    if settings.kubernetes_hosts and not settings.tls_cert and not is_loopback(settings.relay_listen):
+    if settings.relayed_hosts and not settings.tls_cert and not is_loopback(settings.relay_listen):
         raise CannotServe(
             f"pods would send their output to {settings.relay_listen}, and get secrets of jobs, in the clear "
             "(tls_cert); set tls_cert and tls_key, or accept it with --insecure"

@@ -131,6 +131,13 @@ class CaptureMode(StrEnum):
     ATTACH = "attach"
 
 
+class PodCaptureMode(StrEnum):
+    """The way in which output of pods gets into records: by a relay in the pod, or by the log that its node keeps."""
+
+    RELAY = "relay"
+    KUBELET = "kubelet"
+
+
 class PullPolicy(IntEnum):
     """The condition for pulling an image; UNSPECIFIED means MISSING. Numbers of the contract."""
 

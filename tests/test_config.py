@@ -21,7 +21,7 @@ from fastlane_grpc.config import (
     RegistrySettings,
     SecretSettings,
 )
-from fastlane_grpc.model import CaptureMode
+from fastlane_grpc.model import CaptureMode, PodCaptureMode
 from fastlane_grpc.text.redaction import DEFAULT_ENTRIES
 from tests.settings_tables import markdown
 
@@ -162,6 +162,7 @@ namespace = "jobs"
 kit_image = "registry.example.org:5000/fastlane-kit:1"
 relay_address = "10.0.0.5:7021"
 """
+WITHOUT_KIT = '[[hosts]]\nname = "pods"\nkind = "kubernetes"\nnamespace = "jobs"\n'
 
 
 def test_a_cluster_is_a_host_beside_engines(file: Path) -> None:
@@ -185,6 +186,13 @@ def test_a_cluster_is_a_host_beside_engines(file: Path) -> None:
     assert cluster.image_pull_secrets == ("a", "b.c")
 
 
+def test_a_host_without_relays_needs_neither_a_kit_nor_an_address(file: Path) -> None:
+    file.write_text(WITHOUT_KIT + 'capture = "kubelet"\n')
+    loaded = config.load({}, {}, file)
+    [cluster] = loaded.kubernetes_hosts
+    assert (cluster.capture, cluster.kit_image, loaded.relayed_hosts) == (PodCaptureMode.KUBELET, "", [])
+
+
 def test_two_hosts_may_be_one_namespace(file: Path) -> None:
     file.write_text(CLUSTER + CLUSTER.replace('"pods"', '"gpus"') + 'node_selector = "gpu=true"\n')
     assert [host.name for host in config.load({}, {}, file).kubernetes_hosts] == ["pods", "gpus"]
@@ -194,7 +202,8 @@ def test_two_hosts_may_be_one_namespace(file: Path) -> None:
     ("text", "said"),
     [
         (CLUSTER + 'engine = "unix:///a"', "engine in [[hosts]] 1 of file {file} is a setting of hosts of kind docker"),
-        (CLUSTER + 'capture = "attach"', 'this one is of kind kubernetes: remove it, or set kind = "docker"'),
+        (CLUSTER + 'capture = "attach"', "is 'attach': must be relay or kubelet for a host of kind kubernetes"),
+        (WITHOUT_KIT, 'has no kit_image, which is required: set it, or capture = "kubelet"'),
         (HOST + 'namespace = "a"', "namespace in [[hosts]] 1 of file {file} is a setting of hosts of kind kubernetes"),
         (HOST + 'kind = "nomad"', "kind in [[hosts]] 1 of file {file} is 'nomad': must be docker or kubernetes"),
         (CLUSTER.replace('namespace = "jobs"', ""), "[[hosts]] 1 of file {file} has no namespace, which is required"),

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tarfile
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,8 +16,9 @@ import pytest
 import yaml
 
 from fastlane_grpc import config
+from fastlane_grpc.capture.node_log import LogNotThere
 from fastlane_grpc.config import KubernetesHostSettings
-from fastlane_grpc.model import HostKind
+from fastlane_grpc.model import HostKind, PodCaptureMode
 from tests.cluster.account import MANIFESTS, Account, manifests, of_kind
 from tests.cluster.kit import recorder_program
 from tests.cluster.processes import wait_until
@@ -93,6 +95,17 @@ def test_values_of_the_chart_reach_the_settings(tmp_path: Path) -> None:
         "/etc/fastlane-tls/ca.crt",
     )
     assert (host.node_selector, host.tolerations) == (("a=b",), ("c",))
+
+
+def test_the_chart_without_a_kit_has_the_log_of_the_kubelet_and_its_right(tmp_path: Path) -> None:
+    objects = rendered(kitImage="")
+    [host] = settings_of(objects, tmp_path).kubernetes_hosts
+    assert (host.capture, host.kit_image, host.relay_address) == (PodCaptureMode.KUBELET, "", "")
+    [role] = [each for each in objects if each["kind"] == "Role"]
+    assert {resource: tuple(rule["verbs"]) for rule in role["rules"] for resource in rule["resources"]} == {
+        "pods": ("create", "delete", "get", "list", "patch", "watch"),
+        "pods/log": ("get",),
+    }
 
 
 def test_the_network_policy_lets_in_the_pods_of_jobs_by_a_label_that_they_have() -> None:
@@ -185,6 +198,36 @@ def test_the_role_of_the_manifests_has_each_right_that_is_needed_and_no_other(ac
             call()
         assert f"cannot {verb} resource" in str(refused.value.diagnosis.advice)
         assert "look at its Role" in refused.value.diagnosis.advice
+
+
+@pytest.mark.cluster
+@pytest.mark.timeout(180)
+def test_without_relays_one_right_more_is_needed(account: Account) -> None:
+    from fastlane_grpc.backend import BackendDown, BackendRefuses
+    from fastlane_grpc.kubernetes import PodLogs
+    from fastlane_grpc.kubernetes.configured import api_of
+    from fastlane_grpc.kubernetes.diagnostics import RIGHTS_OF_KUBELET
+
+    host = replace(account.host, capture=PodCaptureMode.KUBELET)
+    assert account.missing(host) == ["get pods/log"]
+    logs = PodLogs(api_of(host))
+    with pytest.raises(BackendDown, match="may not get pods/log in the namespace"):
+        logs.check()
+    with pytest.raises(BackendRefuses, match="cannot get resource"):
+        list(logs.log_of("x").read(None))
+    [right] = [rule for rule in rules_without_kit() if rule["resources"] != ["pods"]]
+    assert {each: tuple(right["verbs"]) for each in right["resources"]} == RIGHTS_OF_KUBELET
+    account.add(right)
+    wait_until(lambda: account.missing(host) == [], "the right is in force")
+    logs.check()
+    with pytest.raises(LogNotThere):
+        list(logs.log_of("x").read(None))
+
+
+def rules_without_kit() -> list[Any]:
+    """Return the rules of the Role of the chart, for pods without relays."""
+    [role] = [each for each in rendered(kitImage="") if each["kind"] == "Role"]
+    return list(role["rules"])
 
 
 @pytest.mark.cluster

@@ -79,7 +79,7 @@ class Harness:
                     more,
                     f'[[hosts]]\nname = "here"\nengine = "{engine_address()}"\nmax_running = 2',
                     "[[hosts]]\nmax_running = 8",
-                    *(f'{name} = "{value}"' for name, value in pods.items()),
+                    *(f'{name} = "{value}"' for name, value in pods.items() if value),
                     '[[pools]]\nname = "pods"\npattern = "pod-*"\nhosts = "pods"',
                     '[[pools]]\nname = "both"\npattern = "*"\nhosts = "here,pods"',
                 ]
@@ -220,6 +220,26 @@ def test_a_server_needs_the_role_of_the_manifests_and_no_other_right(
         out, err = process.communicate(timeout=SECONDS)
     assert (process.returncode, out) == (130, b"bye\n"), err
     wait_until(lambda: not own_cluster.api().list_namespaced_pod(harness.namespace).items, "the pod is removed")
+
+
+def test_a_host_without_relays_reads_the_log_of_the_kubelet(harness: Harness, tmp_path: Path) -> None:
+    # No relay would reach the server: it needs no TLS for them, and no kit.
+    plain = {"capture": "kubelet", "kit_image": "", "relay_address": ""}
+    harness.settings(**plain)
+    with harness.running("echo hello; echo oh >&2; sleep 2; printf 'no newline'; exit 3") as process:
+        assert process.stdout
+        first = process.stdout.readline() + process.stdout.readline()
+        out, err = process.communicate(timeout=SECONDS)
+    assert (process.returncode, out) == (3, b"no newline"), err
+    # The node does not tell the sources apart.
+    assert sorted(first.splitlines()) == [b"hello", b"oh"]
+    assert b"output captured by kubelet" in err
+    told = fastlane(harness.server, "hosts").stdout.decode()
+    assert re.search(r"^pods +up .* kubernetes +v1\.\S+ +kubelet +https://", told, re.MULTILINE), told
+    command = [*FASTLANE, "doctor", "--config", str(harness.config), "--data-dir", str(tmp_path / "d")]
+    told = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=SECONDS).stdout
+    assert re.search(r"warn +capture of pods +.*log of the kubelet", told), told
+    assert "relays of pods" not in told
 
 
 def test_what_only_an_engine_has_is_refused_before_a_job_is_queued(harness: Harness) -> None:

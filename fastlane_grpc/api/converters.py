@@ -65,6 +65,7 @@ CAPTURES = {
     "recorder": pb.EngineHost.CAPTURE_RECORDER,
     "attach": pb.EngineHost.CAPTURE_ATTACH,
     "relay": pb.EngineHost.CAPTURE_RELAY,
+    "kubelet": pb.EngineHost.CAPTURE_KUBELET,
 }
 KINDS_OF_HOSTS = {
     HostKind.DOCKER: pb.EngineHost.KIND_DOCKER,

@@ -26,7 +26,7 @@ from fastlane_grpc.config.settings import (
     is_missing,
     read_setting,
 )
-from fastlane_grpc.model import HostKind
+from fastlane_grpc.model import HostKind, PodCaptureMode
 from fastlane_grpc.text.redaction import mask_secrets
 
 
@@ -167,6 +167,13 @@ def _read_host(table: Mapping[str, object], where: str) -> AnyHostSettings:
     for each in fields(settings):
         if each.name not in values and each.metadata["default"] is is_missing:
             raise ConfigError(f"{where} has no {each.name}, which is required")
+    if is_kubernetes and values.get("capture") is not PodCaptureMode.KUBELET:
+        for name in ("kit_image", "relay_address"):
+            if name not in values:
+                raise ConfigError(
+                    f"{where} has no {name}, which is required: set it, "
+                    'or capture = "kubelet", whose logs may have gaps'
+                )
     if values.get("context") and "kubeconfig" not in values:
         raise ConfigError(
             f"{where} has a context and no kubeconfig, whose context it is: set it, or remove the context"

@@ -39,6 +39,7 @@ from fastlane_grpc.config.values import (
     read_object_names,
     read_origins,
     read_path,
+    read_pod_capture,
     read_port,
     read_public,
     read_registry,
@@ -58,7 +59,7 @@ from fastlane_grpc.config.values import (
     read_web_hosts,
     read_webhook_timeout,
 )
-from fastlane_grpc.model import Allowed, CaptureMode, HostKind, Mail, Notification, Webhook
+from fastlane_grpc.model import Allowed, CaptureMode, HostKind, Mail, Notification, PodCaptureMode, Webhook
 from fastlane_grpc.networks import Networks
 from fastlane_grpc.pools import Pool, Pools, read_pattern
 from fastlane_grpc.text.redaction import SecretNames, mask_secrets
@@ -161,10 +162,14 @@ class KubernetesHostSettings:
     kind: HostKind = setting(is_missing, read_kind, "kind of the host: kubernetes")
     namespace: str = setting(is_missing, read_namespace, "namespace of the pods")
     kit_image: str = setting(
-        is_missing, read_image, "image of the recorder and the relay, which `make kit` builds; the nodes pull it"
+        lambda: "",
+        read_image,
+        "image of the recorder and the relay, which `make kit` builds; the nodes pull it; needed for capture relay",
     )
     relay_address: str = setting(
-        is_missing, read_address, "address at which pods reach relay_listen of the server, as 10.0.0.5:7021"
+        lambda: "",
+        read_address,
+        "address at which pods reach relay_listen of the server, as 10.0.0.5:7021; needed for capture relay",
     )
     kubeconfig: Path | None = setting(
         lambda: None, read_path, "kubeconfig of the cluster; by default the account of the pod that the server runs in"
@@ -184,6 +189,11 @@ class KubernetesHostSettings:
         tuple, read_object_names, "secrets of the namespace by which nodes pull images, separated by commas"
     )
     priority_class: str = setting(lambda: "", read_object_name, "priority class of the pods; by default the cluster's")
+    capture: PodCaptureMode = setting(
+        lambda: PodCaptureMode.RELAY,
+        read_pod_capture,
+        "capture mode: relay, which is exact, or kubelet where pods do not reach the server, whose logs may have gaps",
+    )
 
     @property
     def allowed(self) -> Allowed:
@@ -300,7 +310,7 @@ class Settings:
     relay_listen: str = setting(
         lambda: DEFAULT_RELAY_LISTEN,
         read_address,
-        "address to listen on for the relays of pods; in use only with a host of kind kubernetes",
+        "address to listen on for the relays of pods; in use only with a host of kind kubernetes and capture relay",
     )
     relay_ca: Path | None = setting(
         lambda: None,
@@ -454,8 +464,13 @@ class Settings:
 
     @property
     def kubernetes_hosts(self) -> Sequence[KubernetesHostSettings]:
-        """The hosts that are namespaces of clusters; none: the server listens for no relays."""
+        """The hosts that are namespaces of clusters."""
         return [host for host in self.hosts if isinstance(host, KubernetesHostSettings)]
+
+    @property
+    def relayed_hosts(self) -> Sequence[KubernetesHostSettings]:
+        """The hosts whose pods have relays; none: the server listens for no relays."""
+        return [host for host in self.kubernetes_hosts if host.capture is PodCaptureMode.RELAY]
 
     @property
     def pools_of_hosts(self) -> Pools:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 
-from fastlane_grpc.model import CaptureMode, HostKind, State
+from fastlane_grpc.model import CaptureMode, HostKind, PodCaptureMode, State
 from fastlane_grpc.networks import Networks
 from fastlane_grpc.pools import read_pattern
 from fastlane_grpc.text.receivers import url_fault
@@ -162,6 +162,12 @@ def read_capture(text: str) -> CaptureMode:
     if text.lower() not in set(CaptureMode):
         raise ValueError("must be auto, recorder or attach")
     return CaptureMode(text.lower())
+
+
+def read_pod_capture(text: str) -> PodCaptureMode:
+    if text.lower() not in set(PodCaptureMode):
+        raise ValueError("must be relay or kubelet for a host of kind kubernetes")
+    return PodCaptureMode(text.lower())
 
 
 def read_host_name(text: str) -> str:
@@ -396,6 +402,7 @@ KINDS: Mapping[Callable[[str], object], str] = {
     read_engine: "ADDRESS",
     read_path: "PATH",
     read_capture: "MODE",
+    read_pod_capture: "MODE",
     read_log_bytes: "BYTES",
     read_host_name: "NAME",
     read_pattern: "PATTERN",

@@ -7,6 +7,7 @@ from fastlane_grpc.config import KubernetesHostSettings, Settings
 from fastlane_grpc.doctor.finding import Finding, fail, ok, warn
 from fastlane_grpc.kubernetes.diagnostics import check_up
 from fastlane_grpc.machine.address import is_loopback
+from fastlane_grpc.model import PodCaptureMode
 
 
 def about_cluster(host: KubernetesHostSettings, settings: Settings) -> Iterator[Finding]:
@@ -28,8 +29,17 @@ def about_cluster(host: KubernetesHostSettings, settings: Settings) -> Iterator[
     if checkup.refusal:
         yield fail("pods", f"the namespace {host.namespace} takes none: {checkup.refusal}", "mend that in the cluster")
     elif not checkup.missing:
-        yield ok("pods", f"the namespace {host.namespace} would take one; the kit image is {host.kit_image}")
-    yield _relays(host, settings)
+        kit = f"; the kit image is {host.kit_image}" if host.kit_image else ""
+        yield ok("pods", f"the namespace {host.namespace} would take one{kit}")
+    yield _by_kubelet() if host.capture is PodCaptureMode.KUBELET else _relays(host, settings)
+
+
+def _by_kubelet() -> Finding:
+    return warn(
+        "capture",
+        "output is read from the log of the kubelet: logs may have gaps, and stderr counts as stdout",
+        "set capture = relay, kit_image and relay_address if pods reach this server",
+    )
 
 
 def _relays(host: KubernetesHostSettings, settings: Settings) -> Finding:

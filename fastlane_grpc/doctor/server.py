@@ -124,6 +124,12 @@ def _host(host: pb.EngineHost) -> Finding:
         )
     if host.capture == pb.EngineHost.CAPTURE_RELAY:
         return ok(check, f"{running}, captured by the recorder and a relay")
+    if host.capture == pb.EngineHost.CAPTURE_KUBELET:
+        return warn(
+            check,
+            f"{running}, captured by the log of the kubelet",
+            "output may have gaps, and stderr counts as stdout; docs/kubernetes.md says what the relay needs",
+        )
     advice = (
         "output may have gaps when the server or the engine is killed; docs/log-streams.md says what the recorder needs"
     )

@@ -28,7 +28,7 @@ from fastlane_grpc.backend import (
 from fastlane_grpc.config import RegistrySettings
 from fastlane_grpc.kubernetes.api_errors import ClusterRefuses
 from fastlane_grpc.kubernetes.cluster_api import ClusterApi, Pod
-from fastlane_grpc.kubernetes.images import RegistryImages
+from fastlane_grpc.kubernetes.images import ImagesOfNodes, RegistryImages
 from fastlane_grpc.kubernetes.pod_body import (
     EXECUTION_LABEL,
     HOST,
@@ -75,7 +75,11 @@ class KubernetesBackend:
         self._host = host
         self._settings = settings or PodSettings()
         self._default_timeout = default_timeout
-        self._images = RegistryImages(RegistryCredentials(registries), self._settings.architecture)
+        self._images = (
+            RegistryImages(RegistryCredentials(registries), self._settings.architecture)
+            if self._settings.recorded
+            else ImagesOfNodes()
+        )
 
     # -- images
 
@@ -175,7 +179,8 @@ class KubernetesBackend:
         """
         kills = signal in {"SIGKILL", str(HARD_STOP)}
         if not kills and signal != "SIGTERM":
-            message = f"the relay of the pod is not connected, and the cluster sends SIGTERM and SIGKILL, not {signal}"
+            relay = "the relay of the pod is not connected, and " if self._settings.recorded else ""
+            message = f"{relay}the cluster sends SIGTERM and SIGKILL, not {signal}"
             raise BackendRefuses(Diagnosis(message, message, message, RefusalKind.PASSING))
         pod = PodHandle.unpacked(handle.text)
         whole_seconds = _AT_ONCE_SECONDS if kills else max(_AT_ONCE_SECONDS, math.ceil(grace_seconds))

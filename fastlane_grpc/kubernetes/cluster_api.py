@@ -97,6 +97,22 @@ class ClusterApi:
         answer = self._json("GET", self._pods, query=[("labelSelector", labels)])
         return list(answer["items"]), str(answer["metadata"]["resourceVersion"])
 
+    def log(self, name: str, container: str, last_lines: int | None) -> Iterator[bytes]:
+        """Yield the log of a container as its node has it now, in pieces: each line begins with its time.
+
+        Raises OSError if the answer breaks off.
+        """
+        query = [("container", container), ("timestamps", "true")]
+        query += [] if last_lines is None else [("tailLines", str(last_lines))]
+        path = f"{self._pod(name)}/log"
+        response = self._opened("GET", path, query=query, accept="*/*", read_seconds=self._answer_seconds)
+        try:
+            yield from response.stream(1 << 16)
+        except HTTPError as error:
+            raise OSError(f"the log broke off: {error}") from error
+        finally:
+            response.close()
+
     def watch(self, labels: str, version: str, *, silence_seconds: float | None) -> "Watch":
         """Return the changes of the pods with these labels, after this version of their list.
 
@@ -131,9 +147,9 @@ class ClusterApi:
             return ""
         return str(answer["metadata"]["uid"]) if answer else ""
 
-    def may(self, verb: str, resource: str) -> bool:
+    def may(self, verb: str, resource: str, subresource: str = "") -> bool:
         """Return whether the account has this right in the namespace."""
-        wanted = {"namespace": self.namespace, "verb": verb, "resource": resource}
+        wanted = {"namespace": self.namespace, "verb": verb, "resource": resource, "subresource": subresource}
         kind = {"apiVersion": "authorization.k8s.io/v1", "kind": "SelfSubjectAccessReview"}
         path = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews"
         answer = self._json("POST", path, body={**kind, "spec": {"resourceAttributes": wanted}})
@@ -205,6 +221,7 @@ class ClusterApi:
         query: list[tuple[str, str]] | None = None,
         body: object = None,
         content_type: str = "application/json",
+        accept: str = "application/json",
         connect_seconds: float | None = None,
         read_seconds: float | None,
         account: Any = None,
@@ -213,7 +230,7 @@ class ClusterApi:
         from kubernetes.client import ApiException
         from kubernetes.config import ConfigException
 
-        headers = {"Accept": "application/json", "Content-Type": content_type}
+        headers = {"Accept": accept, "Content-Type": content_type}
         try:
             caller: Any = account or self._client
             request = caller.param_serialize(

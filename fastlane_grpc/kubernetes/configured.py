@@ -6,6 +6,7 @@ from fastlane_grpc.backend import BackendDown
 from fastlane_grpc.config import KubernetesHostSettings
 from fastlane_grpc.kubernetes.cluster_api import ClusterApi
 from fastlane_grpc.kubernetes.pod_body import PodSettings
+from fastlane_grpc.model import PodCaptureMode
 
 ADVICE = "`pip install 'fastlane-grpc[kubernetes]'` where the server is installed, or remove hosts of kind kubernetes"
 
@@ -25,4 +26,5 @@ def pods_of(host: KubernetesHostSettings) -> PodSettings:
         node_selector=host.node_labels,
         tolerations=host.tolerated_taints,
         image_pull_secrets=host.image_pull_secrets,
+        recorded=host.capture is PodCaptureMode.RELAY,
     )

@@ -7,9 +7,12 @@ from fastlane_grpc.config import KubernetesHostSettings
 from fastlane_grpc.kubernetes.api_errors import ClusterRefuses
 from fastlane_grpc.kubernetes.configured import api_of, pods_of
 from fastlane_grpc.kubernetes.pod_body import pod_spec
+from fastlane_grpc.model import PodCaptureMode
 
 # The rights of the server in the namespace: verbs for each resource. A Role with these is enough, with less it is not.
 RIGHTS = {"pods": ("create", "delete", "get", "list", "patch", "watch")}
+# What is needed beside these where output is captured by the kubelet's log.
+RIGHTS_OF_KUBELET = {"pods/log": ("get",)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,8 +30,12 @@ def check_up(host: KubernetesHostSettings) -> ClusterCheckup:
     api = api_of(host)
     try:
         version = str(api.version(5).get("gitVersion", ""))
+        rights = RIGHTS | (RIGHTS_OF_KUBELET if host.capture is PodCaptureMode.KUBELET else {})
         missing = [
-            f"{verb} {resource}" for resource, verbs in RIGHTS.items() for verb in verbs if not api.may(verb, resource)
+            f"{verb} {resource}"
+            for resource, verbs in rights.items()
+            for verb in verbs
+            if not api.may(verb, *resource.split("/"))
         ]
         refusal = ""
         if "create pods" not in missing:
@@ -42,6 +49,7 @@ def check_up(host: KubernetesHostSettings) -> ClusterCheckup:
 
 
 def _smallest_pod(host: KubernetesHostSettings) -> dict[str, object]:
-    containers = [{"name": "kit", "image": host.kit_image}]
+    # No image is pulled for an answer: without a kit any name will do.
+    containers = [{"name": "kit", "image": host.kit_image or "fastlane.invalid/any:1"}]
     spec = pod_spec({"restartPolicy": "Never", "containers": containers}, pods_of(host))
     return {"apiVersion": "v1", "kind": "Pod", "metadata": {"generateName": "fastlane-doctor-"}, "spec": spec}

@@ -90,6 +90,29 @@ class RegistryImages:
             _keep(self._by_key, _key(assignment), (time.monotonic(), image))
 
 
+class ImagesOfNodes:
+    """Images that the nodes alone look at: a pod that runs its command plainly takes whatever its image says."""
+
+    def known(self, assignment: Assignment) -> Image:
+        return Image("", "", (), ())
+
+    def architecture(self, digest: str) -> str:
+        return ""
+
+    def look_up(
+        self, assignment: Assignment, *, on_line: Callable[[str], None], on_end: Callable[[Exception | None], None]
+    ) -> "NoLookUp":
+        on_end(None)
+        return NoLookUp()
+
+
+class NoLookUp:
+    """Implements Pull: there is nothing to look up."""
+
+    def cancel(self) -> None:
+        """Do nothing."""
+
+
 class ImageLookUp:
     """Implements Pull: one look-up on a thread of its own, so that the execution can receive commands meanwhile."""
 

@@ -31,13 +31,17 @@ def pod_name(execution_id: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class PodSettings:
-    """The operator's choices for all pods of a host. Empty: the cluster's defaults."""
+    """The operator's choices for all pods of a host. Empty: the cluster's defaults.
+
+    `recorded`: jobs run under the recorder. Otherwise they run plainly, as their image says.
+    """
 
     service_account: str = ""
     priority_class: str = ""
     node_selector: Mapping[str, str] = field(default_factory=dict)
     tolerations: Sequence[Mapping[str, Any]] = ()
     image_pull_secrets: Sequence[str] = ()
+    recorded: bool = True
 
     @property
     def architecture(self) -> str:
@@ -62,7 +66,7 @@ def pod_body(
     Raises CannotRun if the job asks for what a pod does not have, and ValueError if its command is none.
     """
     execution, spec = assignment.execution, assignment.spec
-    _refuse(spec)
+    _refuse(spec, recorded=settings.recorded)
     timeout = default_timeout if spec.timeout is None else spec.timeout
     annotations = {HOST: host, JOB: execution.job_id, TASK: execution.task_id}
     if spec.labels:
@@ -113,8 +117,9 @@ def pod_spec(spec: Mapping[str, Any], settings: PodSettings) -> Mapping[str, Any
     )
 
 
-def _refuse(spec: JobSpec) -> None:
+def _refuse(spec: JobSpec, *, recorded: bool) -> None:
     """Raise CannotRun with every wish that a pod cannot fulfil."""
+    plain = not recorded
     user, _, group = spec.user.partition(":")
     wishes = {
         "a user or group by name: give numbers": spec.user and not all(each.isdigit() for each in (user, group or "0")),
@@ -126,6 +131,9 @@ def _refuse(spec: JobSpec) -> None:
         "gpus": spec.gpus,
         "a registry_credential: nodes pull images by the image_pull_secrets of the host": spec.registry_credential,
         "the mode of a tmpfs": any(tmpfs.mode for tmpfs in spec.tmpfs),
+        "a stop_signal other than SIGTERM, without a relay": plain
+        and spec.stop_signal.upper().removeprefix("SIG") not in {"", "TERM", "15"},
+        "ulimits, without a recorder": plain and spec.ulimits,
     }
     if refused := [wish for wish, asked in wishes.items() if asked]:
         raise CannotRun(

@@ -2605,6 +2605,10 @@ class EngineHost(_message.Message):
         """By the recorder in a pod, and a relay that copies its record to the server: exact to the byte whatever is killed,
         as long as the node is not lost.
         """
+        CAPTURE_KUBELET: EngineHost._Capture.ValueType  # 4
+        """By the log that the kubelet keeps of a pod: output that cannot be proved to be whole has a gap of unknown size. The
+        kubelet does not tell the sources apart: all output is SOURCE_STDOUT.
+        """
 
     class Capture(_Capture, metaclass=_CaptureEnumTypeWrapper):
         """How the output of a container gets into its log."""
@@ -2620,6 +2624,10 @@ class EngineHost(_message.Message):
     CAPTURE_RELAY: EngineHost.Capture.ValueType  # 3
     """By the recorder in a pod, and a relay that copies its record to the server: exact to the byte whatever is killed,
     as long as the node is not lost.
+    """
+    CAPTURE_KUBELET: EngineHost.Capture.ValueType  # 4
+    """By the log that the kubelet keeps of a pod: output that cannot be proved to be whole has a gap of unknown size. The
+    kubelet does not tell the sources apart: all output is SOURCE_STDOUT.
     """
 
     class _Kind:

@@ -63,6 +63,12 @@ class Account:
         role["rules"][0]["verbs"] = list(verbs)
         self.rights.replace_namespaced_role(ACCOUNT, self.namespace, role)
 
+    def add(self, rule: Any) -> None:
+        """Add a rule to those of the Role."""
+        role = of_kind("Role")
+        role["rules"].append(rule)
+        self.rights.replace_namespaced_role(ACCOUNT, self.namespace, role)
+
     def missing(self, host: KubernetesHostSettings | None = None) -> list[str]:
         from fastlane_grpc.kubernetes.diagnostics import check_up
 
