@@ -9,7 +9,7 @@ from datetime import datetime
 from enum import Enum
 from typing import Any, BinaryIO, Protocol, TypeAlias
 
-from fastlane_grpc.model import Assignment, Execution, HostKind, Reason, Usage
+from fastlane_grpc.model import Assignment, Execution, HostKind, Nodes, Reason, Usage
 
 # -- errors
 
@@ -195,11 +195,15 @@ class Image:
 
 @dataclass(frozen=True, slots=True)
 class Info:
-    """Identity of a backend. `id` stays the same for as long as the backend's data directory lasts."""
+    """Identity of a backend. `id` stays the same for as long as the backend's data directory lasts.
+
+    `nodes`: None if the backend has none, or does not tell.
+    """
 
     id: str
     version: str
     architecture: str
+    nodes: Nodes | None = None
 
 
 # -- events

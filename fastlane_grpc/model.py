@@ -681,6 +681,14 @@ class HostKind(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class Nodes:
+    """The numbers of nodes of a cluster: those that are ready, and all."""
+
+    ready: int
+    total: int
+
+
+@dataclass(frozen=True, slots=True)
 class HostReport:
     """A host as it is now. `last_error` is what it said when it last failed, whatever came after; what is not known is
     empty."""
@@ -699,6 +707,7 @@ class HostReport:
     drain_time: datetime | None = None
     pools: Sequence[str] = ()
     kind: HostKind = HostKind.DOCKER
+    nodes: Nodes | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "last_error", told_line(self.last_error))

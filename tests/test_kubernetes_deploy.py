@@ -18,7 +18,7 @@ import yaml
 from fastlane_grpc import config
 from fastlane_grpc.capture.node_log import LogNotThere
 from fastlane_grpc.config import KubernetesHostSettings
-from fastlane_grpc.model import HostKind, PodCaptureMode
+from fastlane_grpc.model import HostKind, Nodes, PodCaptureMode
 from tests.cluster.account import MANIFESTS, Account, manifests, of_kind
 from tests.cluster.kit import recorder_program
 from tests.cluster.processes import wait_until
@@ -222,6 +222,35 @@ def test_without_relays_one_right_more_is_needed(account: Account) -> None:
     logs.check()
     with pytest.raises(LogNotThere):
         list(logs.log_of("x").read(None))
+
+
+@pytest.mark.cluster
+@pytest.mark.timeout(180)
+def test_nodes_are_counted_where_the_account_may_list_them(account: Account, cluster: "Cluster") -> None:
+    from fastlane_grpc.kubernetes.configured import api_of
+
+    api = api_of(account.host)
+    assert api.nodes("") is None
+    objects = rendered(countNodes=True)
+    assert {each["kind"] for each in objects} - {each["kind"] for each in manifests()} == {
+        "ClusterRole",
+        "ClusterRoleBinding",
+    }
+    [role] = [each for each in objects if each["kind"] == "ClusterRole"]
+    [binding] = [each for each in objects if each["kind"] == "ClusterRoleBinding"]
+    with account.with_cluster_role(role, binding):
+        wait_until(lambda: api.nodes("") is not None, "the right is in force")
+        nodes = cluster.api().list_node().items
+        counted = api.nodes("")
+        assert counted
+        assert (counted.total, counted.ready) == (len(nodes), sum(map(is_ready, nodes)))
+        name = nodes[0].metadata.name
+        assert api.nodes(f"kubernetes.io/hostname={name}") == Nodes(int(is_ready(nodes[0])), 1)
+        assert api.nodes("fastlane.test/nothing=here") == Nodes(0, 0)
+
+
+def is_ready(node: Any) -> bool:
+    return any(each.type == "Ready" and each.status == "True" for each in node.status.conditions)
 
 
 def rules_without_kit() -> list[Any]:

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from fastlane_grpc.execution import Step
-from fastlane_grpc.model import Execution, Outcome, Reason, State, WaitReason, utc_now
+from fastlane_grpc.execution import Step, host
+from fastlane_grpc.model import Execution, Nodes, Outcome, Reason, State, WaitReason, utc_now
 from fastlane_grpc.runner import LeaveCommand
 from tests.cluster.harness import ClusterHarness
 from tests.cluster.processes import wait_until
@@ -31,6 +31,16 @@ def harness(tmp_path: Path, cluster: "Cluster", namespace: str) -> Iterator[Clus
 def outcome(execution: Execution) -> Outcome:
     assert execution.outcome is not None
     return execution.outcome
+
+
+def test_nodes_that_come_are_counted_without_a_restart(
+    harness: ClusterHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(host, "NODES_SECONDS", 0.1)
+    harness.want_node()
+    assert harness.host.report(running=0, max_running=1).nodes == Nodes(0, 0)
+    harness.give_node()
+    wait_until(lambda: harness.host.report(running=0, max_running=1).nodes == Nodes(1, 1), "the node is counted")
 
 
 def test_a_pod_that_waits_for_a_node_says_why_and_runs_when_there_is_one(harness: ClusterHarness) -> None:

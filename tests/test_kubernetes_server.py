@@ -202,7 +202,9 @@ def test_one_queue_has_an_engine_and_a_cluster_behind_it(harness: Harness) -> No
     assert kinds["pods"] == (pb.EngineHost.KIND_KUBERNETES, pb.EngineHost.CAPTURE_RELAY, "https")
     assert kinds["here"][0] == pb.EngineHost.KIND_DOCKER
     told = fastlane(harness.server, "hosts").stdout.decode()
-    assert re.search(r"^pods +up .* kubernetes +v1\.\S+ +relay +https://", told, re.MULTILINE), told
+    nodes = len(harness.cluster.nodes)
+    row = rf"^pods +up .* kubernetes +{nodes} of {nodes} ready +v1\.\S+ +relay +https://"
+    assert re.search(row, told, re.MULTILINE), told
 
 
 def test_a_server_needs_the_role_of_the_manifests_and_no_other_right(
@@ -235,7 +237,7 @@ def test_a_host_without_relays_reads_the_log_of_the_kubelet(harness: Harness, tm
     assert sorted(first.splitlines()) == [b"hello", b"oh"]
     assert b"output captured by kubelet" in err
     told = fastlane(harness.server, "hosts").stdout.decode()
-    assert re.search(r"^pods +up .* kubernetes +v1\.\S+ +kubelet +https://", told, re.MULTILINE), told
+    assert re.search(r"^pods +up .* kubernetes .* v1\.\S+ +kubelet +https://", told, re.MULTILINE), told
     command = [*FASTLANE, "doctor", "--config", str(harness.config), "--data-dir", str(tmp_path / "d")]
     told = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=SECONDS).stdout
     assert re.search(r"warn +capture of pods +.*log of the kubelet", told), told

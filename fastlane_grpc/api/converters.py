@@ -565,6 +565,7 @@ def host(value: HostReport) -> pb.EngineHost:
         drain_time=timestamp(value.drain_time),
         pools=value.pools,
         kind=KINDS_OF_HOSTS[value.kind],
+        nodes=pb.EngineHost.Nodes(ready=value.nodes.ready, total=value.nodes.total) if value.nodes else None,
     )
 
 

@@ -16,7 +16,7 @@ from fastlane_grpc.backoff import Backoff
 from fastlane_grpc.capture.capture import Captures
 from fastlane_grpc.clock import boottime
 from fastlane_grpc.execution.events import Died, EngineBack, EngineGone, Started
-from fastlane_grpc.model import Availability, HostReport, utc_now
+from fastlane_grpc.model import Availability, HostKind, HostReport, Nodes, utc_now
 from fastlane_grpc.runner import Event, Mailbox
 from fastlane_grpc.supervisor import ALONE, Supervisor
 
@@ -27,6 +27,8 @@ PING_ANSWER_SECONDS = 5
 RECONNECTS = Backoff(0.1, 2.0)
 # Least time between two resyncs, in which executions inspect their containers after an event that could not be read.
 RESYNC_SECONDS = 1.0
+# Time after which the nodes of a cluster are counted again.
+NODES_SECONDS = 60.0
 # The longest wait for the listening thread at the end.
 CLOSE_SECONDS = 0.5
 
@@ -54,6 +56,8 @@ class Host:
         self.up = False
         # As of the engine's last answer; empty before, and if the engine does not tell.
         self.engine_id = self.engine_version = ""
+        self._nodes: Nodes | None = None
+        self._identified_time = 0.0
         # The last failure. The text stays when the host is up again.
         self.last_error = ""
         self.last_error_time: datetime | None = None
@@ -142,6 +146,7 @@ class Host:
             except TimeoutError:
                 self._check()
                 self._resync_executions()
+                self._count_nodes()
             except OSError:
                 return
 
@@ -168,6 +173,7 @@ class Host:
                     else Started()
                 )
         self._resync_executions()
+        self._count_nodes()
 
     def _skip_event(self, event: UnreadableEvent) -> None:
         """Skip an event that cannot be read, and note a resync, as the event may have been the end of a container."""
@@ -218,7 +224,15 @@ class Host:
         """Note the id and version of the engine. An engine behind a proxy may refuse to tell."""
         with suppress(BackendRefuses):
             info = self.backend.info()
-            self.engine_id, self.engine_version = info.id, info.version
+            self.engine_id, self.engine_version, self._nodes = info.id, info.version, info.nodes
+        self._identified_time = boottime()
+
+    def _count_nodes(self) -> None:
+        """Count the nodes of a cluster again, if that was long ago. Pings find a cluster that does not answer."""
+        if self.backend.kind is HostKind.KUBERNETES and boottime() >= self._identified_time + NODES_SECONDS:
+            self._identified_time = boottime()
+            with suppress(BackendDown):
+                self._identify()
 
     @property
     def availability(self) -> Availability:
@@ -239,6 +253,7 @@ class Host:
                 self.captures.in_use,
                 self.captures.reason,
                 kind=self.backend.kind,
+                nodes=self._nodes,
             )
 
     @property

@@ -234,9 +234,13 @@ class KubernetesBackend:
         self._api.version(timeout_seconds)
 
     def info(self) -> Info:
-        """Return the identity of the namespace. The architecture is empty if that of the nodes is not known."""
+        """Return the identity of the namespace, and the number of the nodes that its pods may have.
+
+        The architecture is empty if that of the nodes is not known.
+        """
         version = str(self._api.version().get("gitVersion", ""))
-        return Info(self._api.namespace_uid(), version, self._settings.architecture)
+        labels = ",".join(f"{name}={value}" for name, value in self._settings.node_selector.items())
+        return Info(self._api.namespace_uid(), version, self._settings.architecture, self._api.nodes(labels))
 
     def forget(self) -> None:
         self._api.close()

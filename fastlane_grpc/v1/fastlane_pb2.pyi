@@ -2653,6 +2653,30 @@ class EngineHost(_message.Message):
     KIND_KUBERNETES: EngineHost.Kind.ValueType  # 2
     """A namespace of a Kubernetes cluster: each execution is a pod."""
 
+    @_typing.final
+    class Nodes(_message.Message):
+        """The number of nodes, a minute old at most while the cluster responds."""
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        READY_FIELD_NUMBER: _builtins.int
+        TOTAL_FIELD_NUMBER: _builtins.int
+        ready: _builtins.int
+        """Number of nodes that are ready, by the word of the cluster; a cordoned node may be ready."""
+        total: _builtins.int
+        """Number of all nodes."""
+        def __init__(
+            self,
+            *,
+            ready: _builtins.int = ...,
+            total: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["ready", b"ready", "total", b"total"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     NAME_FIELD_NUMBER: _builtins.int
     ADDRESS_FIELD_NUMBER: _builtins.int
     AVAILABILITY_FIELD_NUMBER: _builtins.int
@@ -2667,6 +2691,7 @@ class EngineHost(_message.Message):
     DRAIN_TIME_FIELD_NUMBER: _builtins.int
     POOLS_FIELD_NUMBER: _builtins.int
     KIND_FIELD_NUMBER: _builtins.int
+    NODES_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """The host's name in the configuration."""
     address: _builtins.str
@@ -2701,6 +2726,12 @@ class EngineHost(_message.Message):
     def pools(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Names of the pools that use this host. Empty: no pools are configured, or none names this host."""
 
+    @_builtins.property
+    def nodes(self) -> Global___EngineHost.Nodes:
+        """The nodes of a cluster that pods of this host may have by their labels. Unset: the host is an engine, or the account
+        of the server may not list nodes.
+        """
+
     def __init__(
         self,
         *,
@@ -2718,10 +2749,11 @@ class EngineHost(_message.Message):
         drain_time: _timestamp_pb2.Timestamp | None = ...,
         pools: _abc.Iterable[_builtins.str] | None = ...,
         kind: Global___EngineHost.Kind.ValueType = ...,
+        nodes: Global___EngineHost.Nodes | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["drain_time", b"drain_time", "last_error_time", b"last_error_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["drain_time", b"drain_time", "last_error_time", b"last_error_time", "nodes", b"nodes"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "availability", b"availability", "capture", b"capture", "capture_reason", b"capture_reason", "drain_note", b"drain_note", "drain_time", b"drain_time", "engine_version", b"engine_version", "kind", b"kind", "last_error", b"last_error", "last_error_time", b"last_error_time", "max_running", b"max_running", "name", b"name", "pools", b"pools", "running", b"running"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "availability", b"availability", "capture", b"capture", "capture_reason", b"capture_reason", "drain_note", b"drain_note", "drain_time", b"drain_time", "engine_version", b"engine_version", "kind", b"kind", "last_error", b"last_error", "last_error_time", b"last_error_time", "max_running", b"max_running", "name", b"name", "nodes", b"nodes", "pools", b"pools", "running", b"running"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -2,6 +2,8 @@
 
 import base64
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -68,6 +70,22 @@ class Account:
         role = of_kind("Role")
         role["rules"].append(rule)
         self.rights.replace_namespaced_role(ACCOUNT, self.namespace, role)
+
+    @contextmanager
+    def with_cluster_role(self, role: Any, binding: Any) -> Iterator[None]:
+        """Give the account a role in the whole cluster, within the context."""
+        name = f"{self.namespace}-nodes"
+        for each in (role, binding):
+            each["metadata"]["name"] = name
+        binding["roleRef"]["name"] = name
+        binding["subjects"][0]["namespace"] = self.namespace
+        self.rights.create_cluster_role(role)
+        self.rights.create_cluster_role_binding(binding)
+        try:
+            yield
+        finally:
+            self.rights.delete_cluster_role_binding(name)
+            self.rights.delete_cluster_role(name)
 
     def missing(self, host: KubernetesHostSettings | None = None) -> list[str]:
         from fastlane_grpc.kubernetes.diagnostics import check_up

@@ -203,6 +203,7 @@ def show_hosts(environ: Mapping[str, str], *, form: str, address: str) -> int:
             Column("RUNNING", lambda host: f"{host.running} of {host.max_running}"),
             *pools,
             *([Column("KIND", _host_kind)] if any(_host_kind(host) != "docker" for host in found) else []),
+            *([Column("NODES", _nodes)] if any(host.HasField("nodes") for host in found) else []),
             Column("ENGINE", lambda host: host.engine_version or "-"),
             Column("CAPTURE", lambda host: _word(pb.EngineHost.Capture, host.capture) or "-"),
             Column("ADDRESS", lambda host: host.address),
@@ -215,6 +216,10 @@ def show_hosts(environ: Mapping[str, str], *, form: str, address: str) -> int:
 def _host_kind(host: pb.EngineHost) -> str:
     # An older server does not tell: its hosts are Docker engines.
     return _word(pb.EngineHost.Kind, host.kind) if host.kind else "docker"
+
+
+def _nodes(host: pb.EngineHost) -> str:
+    return f"{host.nodes.ready} of {host.nodes.total} ready" if host.HasField("nodes") else "-"
 
 
 def limits_text(task: pb.TaskSummary) -> str:

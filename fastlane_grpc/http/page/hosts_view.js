@@ -26,7 +26,8 @@ export function hostCard(host) {
     el("h3", {}, host.name),
     el("span", { class: "badge", "data-kind": KINDS[host.availability] ?? "neutral" }, words(host.availability, "AVAILABILITY_")),
     slots(running, most),
-    el("p", { class: "quiet" }, `${running} of ${most} slots in use`, host.engine_version ? ` · engine ${host.engine_version}` : ""),
+    el("p", { class: "quiet" }, `${running} of ${most} slots in use`, host.engine_version ? ` · engine ${host.engine_version}` : "",
+      host.nodes ? ` · ${host.nodes.ready ?? 0} of ${host.nodes.total ?? 0} nodes ready` : ""),
     note ? el("p", { class: "why" }, note, host.last_error_time && !isUp && !host.drain_note ? [" · ", agoOf(host.last_error_time)] : null) : null,
   );
 }
