@@ -338,7 +338,7 @@ class Server:
             self.relay_tokens,
             self._relayed_directory,
             max_log_bytes=settings.max_log_bytes,
-            max_connections=self.open_files.max_connections,
+            max_connections=self.open_files.max_relays(sum(host.max_running for host in settings.relayed_hosts)),
         )
         parts.push_async_callback(relays.stop)
         port = await relays.start(settings.relay_listen, self.certificates)

@@ -121,6 +121,13 @@ def test_open_files_are_divided_so_that_executions_have_theirs() -> None:
     assert OpenFiles.of(1 << 30, max_running=8).max_connections == 10_000
 
 
+def test_each_pod_that_runs_has_a_connection_for_its_relay() -> None:
+    for limit in (64, 1024, 20_000, 1 << 20):
+        for max_running in (8, 4000, 50_000):
+            files = OpenFiles.of(limit, max_running=max_running, listeners=3)
+            assert files.max_relays(max_running) > max_running
+
+
 def test_a_limit_that_is_said_to_do_does() -> None:
     limit = needed(max_running=8, max_streams=2000)
     files = OpenFiles.of(limit, max_running=8)

@@ -18,7 +18,7 @@ MOST_CONNECTIONS = 10_000
 class OpenFiles:
     """A division of `limit` open files. Connections and readers of logs never use the files of executions.
 
-    `max_connections` is the limit of each listener."""
+    `max_connections` is the limit of each listener for clients."""
 
     limit: int
     max_connections: int
@@ -31,6 +31,14 @@ class OpenFiles:
         connections = max((limit - reserved) // 3, 1)
         logs = max((limit - reserved - connections) // FILES_OF_A_LOG, 1)
         return cls(limit, min(max(connections // listeners, 1), MOST_CONNECTIONS), logs)
+
+    def max_relays(self, max_running: int) -> int:
+        """Return the limit of the listener for relays, with which so many executions can run as pods at a time.
+
+        The connection of a relay is one of the files of its execution. More are open for a while when relays connect
+        again, as those that they lost are closed later.
+        """
+        return self.max_connections + max_running
 
 
 def needed(*, max_running: int, max_streams: int) -> int:

@@ -103,13 +103,10 @@ class RelayServer:
         self._server = grpc.aio.server(
             options=[
                 ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
-                # A node that vanished is noticed, and its file closed.
-                ("grpc.keepalive_time_ms", 30_000),
-                ("grpc.keepalive_timeout_ms", 10_000),
-                ("grpc.keepalive_permit_without_calls", 1),
                 # The connection of a node that is gone for good would stay open.
                 ("grpc.keepalive_time_ms", 30_000),
                 ("grpc.keepalive_timeout_ms", 20_000),
+                ("grpc.keepalive_permit_without_calls", 1),
                 ("grpc.http2.min_ping_interval_without_data_ms", 5000),
                 # What is no relay takes little: a relay has one connection, with one call.
                 ("grpc.max_allowed_incoming_connections", max_connections),
