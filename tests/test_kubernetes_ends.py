@@ -11,9 +11,11 @@ from fastlane_grpc.capture import relayed
 from fastlane_grpc.execution import lifecycle
 from fastlane_grpc.model import Cause, Limits, Reason, Source, State, WaitReason, utc_now
 from fastlane_grpc.runner import LeaveCommand
+from tests.cluster.loopback import on_nodes
 from tests.cluster.processes import kill_recorder, recorders, wait_until
 from tests.cluster.relayed import FLOOD, RelayedHarness, lines, outcome
-from tests.engine import Going
+from tests.engine import Going, busybox_tar
+from tests.registry import Registry
 
 if TYPE_CHECKING:
     from tests.cluster.running import Cluster
@@ -164,6 +166,24 @@ def test_a_deaf_job_of_a_deleted_pod_ends_after_its_own_grace(harness: RelayedHa
     assert (execution.state, outcome(execution).reason) == (State.LOST, Reason.EVICTED)
     assert outcome(execution).exit_code == 137
     assert printed(harness, going) == (b"first\n", set())
+
+
+def test_a_pod_that_ends_before_its_image_has_come_has_not_run(harness: RelayedHarness) -> None:
+    with Registry(busybox_tar()).serving() as registry, on_nodes(registry, harness.cluster):
+        image = f"{registry.name}/failing/x:first"
+        stopped, deleted = (harness.go_script("echo ran", image=image) for _ in range(2))
+        for going in (stopped, deleted):
+            # Its relay has the grant by then.
+            harness.wait_for_system(going.id, "does not start it for now")
+        harness.stop(stopped.id, grace=1)
+        assert stopped.result().state is State.STOPPED
+        harness.cluster.api().delete_namespaced_pod(f"fastlane-{deleted.id}", harness.namespace)
+        harness.wait_for_system(deleted.id, "a new one is made")
+        registry.failures = 0
+        assert deleted.result().state is State.SUCCEEDED
+    assert printed(harness, stopped) == (b"", set())
+    assert printed(harness, deleted) == (b"ran\n", set())
+    assert harness.pods_are_gone()
 
 
 def test_a_job_times_out_though_no_server_is_there(harness: RelayedHarness) -> None:

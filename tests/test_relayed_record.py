@@ -14,11 +14,14 @@ from fastlane_grpc.capture.relayed_record import (
     PieceInvalid,
     RelayedRecord,
     StartRevoked,
+    check_start,
     close,
     decide,
     new_pod,
+    note_unbegun,
     permission,
     pod_number,
+    unbegun,
 )
 from fastlane_grpc.record.format import BLOCK_BYTES
 
@@ -112,6 +115,22 @@ def test_a_new_pod_is_decided_about_anew_until_one_was_granted(tmp_path: Path) -
     with pytest.raises(FileExistsError):
         new_pod(directory)
     assert (pod_number(directory), permission(directory)) == (second, GRANTED)
+
+
+def test_a_pod_whose_command_never_ran_may_be_replaced_and_stores_nothing(tmp_path: Path) -> None:
+    directory = tmp_path / "execution"
+    new_pod(directory)
+    opened(directory).close()
+    note_unbegun(directory, "")
+    with pytest.raises(StartRevoked, match="no command of this pod would run"):
+        opened(directory)
+    with pytest.raises(StartRevoked):
+        check_start(directory)
+    new_pod(directory)
+    assert (unbegun(directory), permission(directory)) == (None, None)
+    check_start(directory)
+    opened(directory).close()
+    assert permission(directory) is GRANTED
 
 
 def test_a_closed_record_stores_nothing_more(tmp_path: Path) -> None:

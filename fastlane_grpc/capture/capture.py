@@ -110,7 +110,7 @@ class Capture(Protocol):
     def unbegun(self) -> str | None:
         """The reason why the command of a started container never ran, and never will; empty: it is not known.
 
-        None: it may have run, or `revoke` tells.
+        None: the command may have run, or its start was revoked.
         """
 
     def signal(self, number: int) -> Delivery:

@@ -326,7 +326,12 @@ class RelayedCapture:
         return True
 
     def revoke(self) -> CommandStatus | None:
-        """Revoke the start; None if it was granted: then only the cluster can tell of the command."""
+        """Revoke the start; None if it was granted, and its relay has not said that the command never ran.
+
+        Then only the cluster can tell of the command.
+        """
+        if self.unbegun is not None:
+            return CommandStatus.NEVER_RAN
         decided = retry_until_written(partial(decide, self._directory, Permission.REVOKED))
         return CommandStatus.NEVER_RAN if decided is Permission.REVOKED else None
 

@@ -69,6 +69,14 @@ def permission_granted(directory: Path) -> bool:
     return permission(directory) is Permission.GRANTED
 
 
+def check_start(directory: Path) -> None:
+    """Raise StartRevoked if no command of the present pod may begin, and nothing of one is stored any more."""
+    if (decided := permission(directory)) not in {None, Permission.GRANTED}:
+        raise StartRevoked(f"the start of this execution was {decided.value}")
+    if unbegun(directory) is not None:
+        raise StartRevoked("the relay said that no command of this pod would run")
+
+
 def note_unbegun(directory: Path, reason: str) -> None:
     """Note, on disk, that the command of the present pod has not run and never will, and why; empty: nobody knows."""
     write_anew(directory, _UNBEGUN, reason)
@@ -92,14 +100,17 @@ def new_pod(directory: Path) -> str:
 
     Raises FileExistsError if a command of this execution may have run already.
     """
-    if directory.exists() and decide(directory, Permission.REVOKED) is not Permission.REVOKED:
+    never_ran = not directory.exists() or unbegun(directory) is not None
+    if not never_ran and decide(directory, Permission.REVOKED) is not Permission.REVOKED:
         raise FileExistsError(f"a start of the execution in {directory} was granted already")
     directory.mkdir(parents=True, exist_ok=True)
     number = secrets.token_hex(8)
     write_anew(directory, "relay-pod", number)
-    (directory / _UNBEGUN).unlink(missing_ok=True)
     (directory / "relay").unlink(missing_ok=True)
     _sync(directory)
+    # Last, as until then it tells the next server that nothing ran.
+    for name in (_UNBEGUN, "relay-end"):
+        (directory / name).unlink(missing_ok=True)
     return number
 
 
@@ -142,6 +153,7 @@ class RelayedRecord:
 
     def open(self) -> None:
         """Grant the start, and open the record. Raises StartRevoked, and OSError: then it may be called again."""
+        check_start(self._directory)
         if (decided := decide(self._directory, Permission.GRANTED)) is not Permission.GRANTED:
             raise StartRevoked(f"the start of this execution was {decided.value}")
         # Of an earlier call, which had an earlier end.

@@ -401,6 +401,10 @@ def _start(lifecycle: Lifecycle) -> _Started | BackendRefuses:
     except BackendRefuses as refusal:
         said = refusal.diagnosis.text
         command_status = lifecycle.capture.revoke()
+        if command_status is None and refusal.diagnosis.refusal is RefusalKind.CUT_OFF:
+            # The relay of a pod that was ended may be about to tell that no command ran.
+            lifecycle.wait_for_delivery()
+            command_status = lifecycle.capture.revoke()
         if command_status is CommandStatus.NEVER_RAN:
             return refusal
         if command_status is CommandStatus.UNKNOWN:

@@ -558,7 +558,7 @@ class Lifecycle(Closing):
         interruption = told_by.interruption if told_by else None
         command_status = self.capture.revoke()
         if command_status is CommandStatus.NEVER_RAN:
-            self.finish_as(not_begun(exit_code, self._stopping, interruption))
+            self.finish_as(not_begun(exit_code, self._stopping, interruption, self.capture.unbegun or ""))
             return
         if command_status is CommandStatus.UNKNOWN:
             self.finish_as(record_deleted(exit_code))
@@ -567,33 +567,34 @@ class Lifecycle(Closing):
         event_code = died.exit_code if died else None
         # For a container that somebody restarted the engine reports exit code 0.
         exit_code = container.exit_code if container and container.ended else event_code
-        self._wait_for_delivery()
-        reason = self.capture.unbegun
-        if reason is not None:
-            self.finish_as(not_begun(exit_code, self._stopping, interruption, reason))
+        self.wait_for_delivery()
+        if self.capture.unbegun is not None:
+            self.finish_as(not_begun(exit_code, self._stopping, interruption, self.capture.unbegun))
             return
         missing = self.capture.drain(ContainerEnd(_end_time(container, died), witnessed, exit_code))
         self.reached(Step.DRAINED)
         self._commit_end(self._final_state(container, exit_code, interruption), missing)
 
-    def _wait_for_delivery(self) -> None:
-        """Wait while output of the ended container is on its way from its node, if that takes hours.
+    def wait_for_delivery(self) -> None:
+        """Wait while anything of the ended container is on its way from its node, if that takes hours.
 
         Raises BackendDown and LeftToNextServer.
         """
         pause, look_at = FIRST_DELIVERY_SECONDS, boottime() + DELIVERY_LOOK_SECONDS
-        waits = False
+        waits, kept = False, []
         while not self.capture.delivered:
-            self.receive(pause)
+            if (received := self.receive(pause)) is not None:
+                kept.append(received)
             pause = min(2 * pause, 1.0)
             if boottime() < look_at:
                 continue
             look_at = boottime() + DELIVERY_LOOK_SECONDS
             if not self._is_delivering():
-                return
+                break
             if not waits:
                 self.log_line("the container has ended; waiting for the rest of its output from its node")
             waits = True
+        self._deferred.extend(kept)
 
     def _is_delivering(self) -> bool:
         try:

@@ -17,7 +17,7 @@ from fastlane_grpc.execution.host import Host
 from fastlane_grpc.execution.launch import launch, launch_again
 from fastlane_grpc.execution.lifecycle import Lifecycle, Run
 from fastlane_grpc.execution.stopping import Stopping
-from fastlane_grpc.model import Reason, utc_now
+from fastlane_grpc.model import Reason, State, utc_now
 from fastlane_grpc.runner import StopCommand
 from fastlane_grpc.store import Store
 
@@ -39,7 +39,13 @@ def recover(lifecycle: Lifecycle) -> None:
     # be about to take the record.
     command_status = None if container is not None and container.alive else lifecycle.capture.revoke()
     if command_status is CommandStatus.NEVER_RAN:
-        _relaunch(lifecycle)
+        # A container that began, but for its command, would not do better another time.
+        if lifecycle.capture.unbegun or (
+            lifecycle.capture.unbegun == "" and lifecycle.execution.state is not State.PREPARING
+        ):
+            lifecycle.finish_after_run(_stopping(lifecycle, lifecycle.spec.stop_signal))
+        else:
+            _relaunch(lifecycle)
         return
     if command_status is CommandStatus.UNKNOWN:
         # Somebody deleted the record. A missing record proves nothing: only the engine is left to ask.
@@ -48,8 +54,7 @@ def recover(lifecycle: Lifecycle) -> None:
     if command_status is None and container is not None and _start_is_pending(container):
         container = _wait_for_start(lifecycle, container)
     stop_signal = (container and container.stop_signal) or lifecycle.spec.stop_signal
-    stop = lifecycle.execution.stop
-    stopping = lifecycle.begin_stop(stop, stop_signal) if stop else None
+    stopping = _stopping(lifecycle, stop_signal)
     if container is not None and container.alive:
         _resume(lifecycle, container.start_time, stop_signal, stopping)
     elif command_status is CommandStatus.RUNS:
@@ -76,6 +81,11 @@ def recover(lifecycle: Lifecycle) -> None:
         lifecycle.finish_as(not_started(container.start_failure, stopping, by_recorder=False))
     else:
         _finish_as_lost(lifecycle, Reason.START_UNKNOWN, _start_unknown(lifecycle))
+
+
+def _stopping(lifecycle: Lifecycle, stop_signal: str) -> Stopping | None:
+    stop = lifecycle.execution.stop
+    return lifecycle.begin_stop(stop, stop_signal) if stop else None
 
 
 def sweep(store: Store, host: Host) -> None:

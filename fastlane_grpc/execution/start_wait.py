@@ -76,8 +76,12 @@ def _wait(lifecycle: Lifecycle) -> Container:
             revoke_for(lifecycle, received.stop)
             return _look(lifecycle)
         if isinstance(received, Died) and received.container_id in {"", lifecycle.container.container_id}:
+            # First: if the container is gone, the event alone tells of its end.
             lifecycle.defer(received)
-            return _look(lifecycle)
+            container = _look(lifecycle)
+            if container.ended and container.start_time is None:
+                raise _interrupted(container)
+            return container
 
 
 def _look(lifecycle: Lifecycle) -> Container:

@@ -44,12 +44,11 @@ from fastlane_grpc.capture.relay_calls import relay_calls
 from fastlane_grpc.capture.relay_tokens import RelayTokens
 from fastlane_grpc.capture.relayed_outputs import OutputsDamaged, RelayedOutputs
 from fastlane_grpc.capture.relayed_record import (
-    Permission,
     PieceInvalid,
     RelayedRecord,
     StartRevoked,
+    check_start,
     note_unbegun,
-    permission,
     pod_number,
 )
 from fastlane_grpc.errors import CannotServe, SecretNotFound
@@ -154,8 +153,7 @@ class RelayServer:
             # Sent before the grant: a start that is granted can be carried out, and until then it can be revoked.
             wants, account = (str(metadata.get(f"fastlane-{name}", "")) for name in ("wants", "account"))
             files = await _wanted_files(wants, account, directory)
-            if (decided := permission(directory)) not in {None, Permission.GRANTED}:
-                raise StartRevoked(f"the start of this execution was {decided.value}")
+            await to_its_end(partial(check_start, directory))
             await call.hand_over(files)
             await to_its_end(record.open)
             if metadata.get("fastlane-outputs") == "true":
