@@ -19,7 +19,7 @@ from fastlane_grpc.runner import LeaveCommand
 from fastlane_grpc.secrets import NamedSecrets
 from tests.cluster.harness import ClusterHarness
 from tests.cluster.processes import wait_until
-from tests.cluster.relayed import FLOOD, SH, lines, outcome
+from tests.cluster.relayed import SH, outcome
 from tests.engine import Going, Killed
 
 if TYPE_CHECKING:
@@ -28,8 +28,12 @@ if TYPE_CHECKING:
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(180)]
 
-# What a node keeps of one log, by the defaults of a kubelet, is some ten megabytes: this is much more.
-FLOOD_LINES = 1_000_000
+# A kubelet looks every ten seconds, by its defaults, whether a log has more than ten megabytes, and rotates it then.
+FLOOD_LINES, REST_LINES = 300_000, 100_000
+FLOOD_AND_REST = f"""yes | awk '
+    {{ printf "%098d\\n", NR }}
+    NR == {FLOOD_LINES} {{ fflush(); system("sleep 12") }}
+    NR == {FLOOD_LINES + REST_LINES} {{ exit 4 }}'"""
 SOON = timedelta(seconds=4)
 
 
@@ -93,21 +97,20 @@ def test_small_output_of_each_kind_is_whole(harness: KubeletHarness) -> None:
 
 
 def test_of_a_flood_what_is_there_is_in_order_and_each_loss_is_a_gap(harness: KubeletHarness) -> None:
-    going = harness.go_script(FLOOD.format(lines=FLOOD_LINES) + "; exit 4")
+    going = harness.go_script(FLOOD_AND_REST)
     execution = going.result()
     assert (execution.state, outcome(execution).exit_code) == (State.FAILED, 4)
     output = harness.output(going.id)
     assert "some output may be missing" in harness.system(going.id)
     assert {(gap.source, gap.missing_bytes, gap.cause) for gap in output.gaps} == {GAP}
-    ends = [0, *sorted({gap.offset for gap in output.gaps}), len(output.stdout)]
     last = 0
-    for begin, end in pairwise(ends):
-        # Each piece between two gaps is whole: whole lines without one missing, maybe cut at its ends.
+    for begin, end in pairwise([0, *sorted({gap.offset for gap in output.gaps}), len(output.stdout)]):
+        # Each piece between two gaps is whole: no line is missing within it, and its ends may be cut.
         numbers = [int(line) for line in output.stdout[begin:end].split(b"\n") if re.fullmatch(rb"\d{98}", line)]
         assert numbers == list(range(numbers[0], numbers[0] + len(numbers))) if numbers else True, (begin, end)
         assert not numbers or numbers[0] > last
         last = numbers[-1] if numbers else last
-    assert len(output.stdout) < FLOOD_LINES * 99 or output.stdout == lines(FLOOD_LINES)
+    assert last == FLOOD_LINES + REST_LINES
 
 
 def test_servers_that_went_away_cost_no_byte_that_the_node_still_has(harness: KubeletHarness) -> None:
