@@ -159,7 +159,7 @@ def run(name: str, rounds: int) -> int:
         start = time.monotonic()
         command += row.arguments
         ran = subprocess.run(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True, check=False)
-        print(ran.stdout[-4000:])
+        print(ran.stdout[-4000:] if ran.returncode == 0 else ran.stdout)
         counted = sum(map(int, Path(tally.name).read_text().split()))
     passed = re.search(r"([0-9]+) passed", ran.stdout)
     revision = subprocess.check_output(["git", "rev-parse", "--short=10", "HEAD"], cwd=ROOT, text=True)

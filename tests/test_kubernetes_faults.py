@@ -18,11 +18,12 @@ from tests.tally import tally
 if TYPE_CHECKING:
     from tests.cluster.running import Cluster
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(180)]
-
 # Each of this many floods has one fault, at a random place.
 ROUNDS = int(os.environ.get("CHAOS_ROUNDS", "1"))
 SEED = int(os.environ.get("CHAOS_SEED", "1"))
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(120 + 60 * ROUNDS)]
+
 LINES = 200_000
 FLOOD_BYTES = LINES * 100
 
