@@ -23,6 +23,8 @@ from fastlane_grpc.capture.relayed_record import (
     pod_number,
     unbegun,
 )
+from fastlane_grpc.model import Source
+from fastlane_grpc.record import RecordWriter
 from fastlane_grpc.record.format import BLOCK_BYTES
 
 GRANTED, REVOKED = Permission.GRANTED, Permission.REVOKED
@@ -84,6 +86,19 @@ def test_blocks_are_skipped_only_under_a_size_limit(tmp_path: Path) -> None:
     record.store(3 * BLOCK_BYTES, b"later")
     assert record.finish(3 * BLOCK_BYTES + 5) == 3 * BLOCK_BYTES + 5
     record.close()
+
+
+def test_a_copy_that_lacks_the_first_block_to_go_keeps_its_size_limit(tmp_path: Path) -> None:
+    writer = RecordWriter.create(tmp_path / "whole", execution_id="e", capture="recorder")
+    for _ in range(40):
+        writer.write([(Source.STDOUT, bytes(60_000))], 1)
+    writer.close()
+    content = (tmp_path / "whole").read_bytes()
+    record = opened(tmp_path, 8 * BLOCK_BYTES)
+    for number in (0, 1, 2, *range(20, -(-len(content) // BLOCK_BYTES))):
+        record.store(number * BLOCK_BYTES, content[number * BLOCK_BYTES :][:BLOCK_BYTES])
+    record.close()
+    assert (tmp_path / "log").stat().st_blocks * 512 <= 9 * BLOCK_BYTES
 
 
 @settings(max_examples=30)

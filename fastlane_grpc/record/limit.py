@@ -44,10 +44,14 @@ class Limit:
         """
         while number >= self._oldest + self.tail:
             if self._kept_before is None:
-                first = next_block(self._fd, self._oldest, self._oldest + 1)
-                self._kept_before = _kept(first[1]) if first else None
+                # A copy lacks the block if it was punched out before it was copied.
+                first = next_block(self._fd, self._oldest)
+                if first is None:
+                    return True
+                self._oldest, self._kept_before = first[0], _kept(first[1])
+                continue
             following = next_block(self._fd, self._oldest + 1)
-            if following is None or self._kept_before is None:
+            if following is None:
                 return True
             if not _punch(self._fd, self._oldest * BLOCK_BYTES, (following[0] - self._oldest) * BLOCK_BYTES):
                 return False
