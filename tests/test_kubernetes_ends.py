@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING
 import pytest
 
 from fastlane_grpc.capture import relayed
+from fastlane_grpc.config import SecretSettings
 from fastlane_grpc.execution import lifecycle
 from fastlane_grpc.model import Cause, Limits, Reason, Source, State, WaitReason, utc_now
 from fastlane_grpc.runner import LeaveCommand
+from fastlane_grpc.secrets import NamedSecrets
 from tests.cluster.loopback import on_nodes
 from tests.cluster.processes import kill_recorder, recorders, wait_until
-from tests.cluster.relayed import FLOOD, RelayedHarness, lines, outcome
+from tests.cluster.relayed import FLOOD, LINE_BYTES, RelayedHarness, lines, outcome
 from tests.engine import Going, busybox_tar
 from tests.registry import Registry
 
@@ -212,12 +214,35 @@ def test_a_job_that_takes_too_much_memory_has_that_reason(harness: RelayedHarnes
     assert printed(harness, going) == (b"first\n", set())
 
 
-def test_a_container_killed_with_its_recorder_keeps_what_was_stored_and_a_gap(harness: RelayedHarness) -> None:
-    going = harness.go_script(FIRST)
+def test_a_container_killed_with_its_recorder_costs_no_byte(harness: RelayedHarness) -> None:
+    # Notes what it has printed, line by line, where a test can read it after the end.
+    counting = "n=0; while :; do n=$((n + 1)); printf '%098d\\n' $n; echo $n >>/counted; done"
+    floods = [harness.go_script(FLOOD.format(lines=100_000_000)) for _ in range(3)]
+    slow = harness.go_script(counting)
+    for going in (*floods, slow):
+        harness.wait_for_output(going.id, b"%098d\n" % 1_000)
+    (recorder,) = recorders(slow.id)
+    with Path(f"/proc/{recorder}/root/counted").open() as counted:
+        for going in (*floods, slow):
+            kill_recorder(going.id)
+        for going in (*floods, slow):
+            execution = going.result()
+            assert (execution.state, outcome(execution).reason) == (State.FAILED, Reason.EXIT_CODE)
+            assert outcome(execution).exit_code == 137
+            stdout, gaps = printed(harness, going)
+            assert gaps == set()
+            assert stdout == lines(len(stdout) // LINE_BYTES + 1)[: len(stdout)]
+        *_, last = [line for line in counted.read().splitlines(keepends=True) if line.endswith("\n")]
+    assert len(stdout) // LINE_BYTES in {int(last), int(last) + 1}
+    assert harness.pods_are_gone()
+
+
+def test_masked_output_that_is_killed_with_its_recorder_has_a_gap(harness: RelayedHarness, tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("a secret of the job")
+    harness.secrets = NamedSecrets([SecretSettings("s", "*", file=tmp_path / "secret")])
+    harness.reopen()
+    going = harness.go_script(FIRST, secret_envs={"S": "s"})
     harness.wait_for_output(going.id, b"first")
     kill_recorder(going.id)
-    execution = going.result()
-    assert (execution.state, outcome(execution).reason) == (State.FAILED, Reason.EXIT_CODE)
-    assert outcome(execution).exit_code == 137
+    assert outcome(going.result()).exit_code == 137
     assert printed(harness, going) == (b"first\n", BOTH_SOURCES)
-    assert harness.pods_are_gone()

@@ -3,8 +3,10 @@
 import asyncio
 import hashlib
 import os
+import random
 import signal
 import stat
+import struct
 import subprocess
 import tarfile
 import threading
@@ -20,7 +22,16 @@ from fastlane_grpc.capture.handoff import packed_variables
 from fastlane_grpc.capture.relay_calls import relay_calls
 from fastlane_grpc.capture.relay_tokens import RelayTokens
 from fastlane_grpc.capture.relayed_outputs import OutputsTooLarge, expect, kept
-from fastlane_grpc.capture.relayed_record import Permission, close, decide, new_pod, permission, unbegun
+from fastlane_grpc.capture.relayed_record import (
+    Permission,
+    close,
+    decide,
+    is_complete,
+    is_received,
+    new_pod,
+    permission,
+    unbegun,
+)
 from fastlane_grpc.inputs import ArchiveInvalid
 from fastlane_grpc.model import Source
 from fastlane_grpc.record.format import BLOCK_BYTES
@@ -79,8 +90,9 @@ class Pair:
         self.server = None
 
     def relay(self, token: str = "", execution_id: str = EXECUTION_ID, *, wants: Sequence[str | Path] = ()) -> Any:
+        salvage = ["--recorder", str(recorder_program()), "--limit", str(self.max_log_bytes)]
         relay = subprocess.Popen(
-            [RELAY, "--execution", execution_id, "--server", self.address, *wants, self.log, self.box],
+            [str(RELAY), "--execution", execution_id, "--server", self.address, *salvage, *wants, self.log, self.box],
             env={**os.environ, "FASTLANE_RELAY_TOKEN": token or self.token},
             stderr=subprocess.PIPE,
         )
@@ -138,8 +150,8 @@ def make_pair(tmp_path: Path) -> Iterator[Callable[..., Pair]]:
     needs_namespaces()
     pairs: list[Pair] = []
 
-    def make(**settings: int) -> Pair:
-        pairs.append(Pair(tmp_path, **settings))
+    def make(name: str = "", **settings: int) -> Pair:
+        pairs.append(Pair(tmp_path / name, **settings))
         return pairs[-1]
 
     yield make
@@ -268,15 +280,173 @@ def test_a_record_that_no_server_wants_is_not_waited_for(pair: Pair) -> None:
     running.end()
 
 
-def test_a_killed_recorder_leaves_all_that_it_stored(pair: Pair) -> None:
+# -- a recorder that is killed
+
+# Prints numbered lines to both sources, and notes after each call how many bytes the kernel has accepted of each.
+COUNTED = """
+import mmap, os, struct, sys
+with open(sys.argv[1], "r+b") as file:
+    counts = mmap.mmap(file.fileno(), 16)
+accepted = [0, 0]
+number = 0
+while True:
+    lines = b"".join(b"%015d\\n" % (number + each) for each in range(int(sys.argv[2])))
+    for source in (0, 1):
+        written = 0
+        while written < len(lines):
+            written += os.write(source + 1, lines[written:])
+            struct.pack_into("q", counts, 8 * source, accepted[source] + written)
+        accepted[source] += len(lines)
+    number += int(sys.argv[2])
+"""
+
+
+def counted(pair: Pair, lines: int, options: Sequence[str | Path] = ()) -> Running:
+    """Run COUNTED, with so many lines to a call."""
+    (pair.pod / "counts").write_bytes(bytes(16))
+    return pair.record(*python(COUNTED, pair.pod / "counts", lines), options=options)
+
+
+def has_every_byte(pair: Pair) -> None:
+    """Assert that the copy has every byte of COUNTED that the kernel accepted."""
+    output = pair.output()
+    accepted = struct.unpack("2q", (pair.pod / "counts").read_bytes())
+    assert output.gaps == []
+    for printed, at_least in zip((output.stdout, output.stderr), accepted, strict=True):
+        assert (len(printed), printed == numbered(len(printed))) == (max(len(printed), at_least), True)
+
+
+def numbered(size: int) -> bytes:
+    return b"".join(b"%015d\n" % number for number in range(-(-size // 16)))[:size]
+
+
+def test_a_recorder_killed_in_a_flood_costs_no_byte(make_pair: Callable[..., Pair]) -> None:
+    for number, lines in enumerate((1, 7, 100, 1000, 4000) * 2):
+        pair = make_pair(str(number))
+        pair.serve()
+        relay = pair.relay()
+        running = counted(pair, lines)
+        size = random.randrange(1, 1 << 21 if lines > 1 else 1 << 16)
+        wait_until(lambda pair=pair, size=size: len(pair.received()) > size, "the flood is on its way")
+        running.send(signal.SIGKILL)
+        ends_well(relay)
+        has_every_byte(pair)
+        assert is_complete(pair.copy)
+        assert pair.received() == pair.log.read_bytes()
+        assert walk(pair.log).trailer_payload == b""
+
+
+def test_a_relay_killed_before_its_recorder_costs_no_byte(pair: Pair) -> None:
     pair.serve()
     relay = pair.relay()
-    running = pair.record("sh", "-c", "echo first; exec sleep 1000")
-    wait_until(lambda: b"first" in pair.received(), "the output is there")
-    running.send(9)
+    running = counted(pair, 100)
+    for _ in range(3):
+        relay.kill()
+        relay.wait()
+        size = len(pair.received())
+        relay = pair.relay()
+        # By this relay, which holds the pipes then.
+        wait_until(lambda size=size: len(pair.received()) > size + (1 << 20), "the flood is on its way")
+    running.send(signal.SIGKILL)
     ends_well(relay)
-    assert pair.output().stdout == b"first\n"
-    assert pair.output().trailer is None
+    has_every_byte(pair)
+    assert is_complete(pair.copy)
+
+
+def test_what_a_killed_recorder_left_arrives_though_no_server_was_there(pair: Pair) -> None:
+    pair.serve()
+    relay = pair.relay()
+    running = counted(pair, 100)
+    wait_until(lambda: len(pair.received()) > 1 << 20, "the flood is on its way")
+    pair.leave()
+    running.send(signal.SIGKILL)
+    running.end()
+    pair.serve()
+    ends_well(relay)
+    has_every_byte(pair)
+
+
+def test_a_recorder_and_a_relay_that_are_both_killed_leave_what_was_stored(pair: Pair) -> None:
+    pair.serve()
+    relay = pair.relay()
+    running = counted(pair, 100)
+    wait_until(lambda: len(pair.received()) > 1 << 20, "the flood is on its way")
+    relay.kill()
+    relay.wait()
+    running.send(signal.SIGKILL)
+    running.end()
+    ends_well(pair.relay())
+    assert is_received(pair.copy)
+    assert not is_complete(pair.copy), "what was in the pipes is gone"
+    output = pair.output()
+    assert output.stdout == numbered(len(output.stdout))
+
+
+def salvages(relay: Any) -> Sequence[int]:
+    """Return the processes of a relay that store what a recorder left. Each of its threads may have started them."""
+    tasks = Path(f"/proc/{relay.pid}/task").glob("*/children")
+    return [int(word) for children in tasks for word in children.read_text().split()]
+
+
+def test_a_salvage_that_is_killed_goes_on_where_it_was(pair: Pair) -> None:
+    pair.serve()
+    relay = pair.relay()
+    running = counted(pair, 100)
+    # Of no process of the container: it keeps the pipe from its end.
+    with (pair.pod / "log.stdout").open("wb", buffering=0) as pipe:
+        wait_until(lambda: len(pair.received()) > 1 << 20, "the flood is on its way")
+        running.send(signal.SIGKILL)
+        running.end()
+        for number in range(3):
+            wait_until(lambda: bool(salvages(relay)), "a process stores the rest")
+            (salvage,) = salvages(relay)
+            pipe.write(b"late %d\n" % number)
+            os.kill(salvage, signal.SIGKILL)
+            wait_until(lambda salvage=salvage: salvage not in salvages(relay), "it is gone")
+    ends_well(relay)
+    output = pair.output()
+    flood = output.stdout.removesuffix(b"late 0\nlate 1\nlate 2\n")
+    assert len(flood) < len(output.stdout)
+    assert (flood, output.gaps) == (numbered(len(flood)), [])
+    assert is_complete(pair.copy)
+
+
+def test_a_limited_record_of_a_killed_recorder_keeps_its_newest_output(make_pair: Callable[..., Pair]) -> None:
+    pair = make_pair(max_log_bytes=16 * BLOCK_BYTES)
+    pair.serve()
+    relay = pair.relay()
+    running = counted(pair, 1000)
+    wait_until(lambda: len(pair.received()) > 8 << 20 or relay.poll() is not None, "the flood is on its way")
+    running.send(signal.SIGKILL)
+    ends_well(relay)
+    mine, its = walk(pair.copy / "log"), walk(pair.log)
+    assert (mine.content, mine.punched, mine.gaps) == (its.content, its.punched, [])
+    accepted = struct.unpack("2q", (pair.pod / "counts").read_bytes())
+    assert mine.state.sources[0].offset >= accepted[0]
+    assert mine.state.sources[1].offset >= accepted[1]
+    assert pair.log.stat().st_blocks * 512 <= 18 * BLOCK_BYTES
+
+
+def test_masked_output_of_a_killed_recorder_is_never_said_to_be_complete(pair: Pair) -> None:
+    pair.serve()
+    options = offer(pair)
+    relay = pair.relay(wants=pair.wants)
+    running = counted(pair, 100, options)
+    wait_until(lambda: len(pair.received()) > 1 << 20, "the flood is on its way")
+    running.send(signal.SIGKILL)
+    ends_well(relay)
+    assert not is_complete(pair.copy)
+
+
+def test_a_command_finds_no_name_of_its_pipes(pair: Pair) -> None:
+    pair.serve()
+    relay = pair.relay()
+    wait_until((pair.box / "log").exists, "the start is granted")
+    relay.kill()
+    # Nobody removes the box.
+    running = pair.record("ls", str(pair.box))
+    assert running.end() == (0, "")
+    assert walk(pair.log).stdout == b"orders\n"
 
 
 def test_a_copy_of_a_limited_record_has_the_same_output_and_size(make_pair: Callable[..., Pair]) -> None:

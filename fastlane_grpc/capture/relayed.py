@@ -26,9 +26,18 @@ from fastlane_grpc.capture.recorder import capabilities_by_recorder, command_of,
 from fastlane_grpc.capture.relay_calls import relay_calls
 from fastlane_grpc.capture.relay_tokens import RelayTokens
 from fastlane_grpc.capture.relayed_outputs import SPARE_BYTES, discard, expect, expected, kept
-from fastlane_grpc.capture.relayed_record import Permission, close, decide, new_pod, permission, unbegun
+from fastlane_grpc.capture.relayed_record import (
+    Permission,
+    close,
+    decide,
+    is_complete,
+    is_received,
+    new_pod,
+    permission,
+    unbegun,
+)
 from fastlane_grpc.capture.written_record import first_byte_time_in, trailer_in
-from fastlane_grpc.model import Cause, Execution, Source
+from fastlane_grpc.model import Cause, Execution, LogTotals, Source
 from fastlane_grpc.record import RecordSealed, RecordWriter, Trailer, open_record
 from fastlane_grpc.recorder import HARD_STOP
 
@@ -176,6 +185,7 @@ class RelayKit:
         relay += ["--stdin", STDIN] if needs.stdin else []
         relay += ["--inputs"] if needs.inputs else []
         relay += ["--outputs"] if needs.outputs else []
+        relay += ["--recorder", "/recorder", "--limit", str(self.max_log_bytes)]
         relay += ["--account", f"{ACCOUNT}/token"] if account else []
         mounts = [*helper["volumeMounts"], *([_ACCOUNT_MOUNT] if account else [])]
         relay += ["--stay", record, f"{SHARED}/box"]
@@ -353,7 +363,7 @@ class RelayedCapture:
 
     @property
     def delivered(self) -> bool:
-        if (self._directory / "relay-end").exists():
+        if is_received(self._directory):
             return True
         # What the job keeps comes after its output.
         return expected(self._directory) is None and self.trailer() is not None
@@ -363,10 +373,11 @@ class RelayedCapture:
         if end is None:
             return ""
         trailer = self._delivered()
-        self._cut = trailer is None
-        if trailer is None:
+        self._cut = trailer is None and not is_complete(self._directory)
+        totals = trailer.totals if trailer else () if self._cut else retry_until_written(self._totals)
+        if self._cut or (trailer is None and any(each.crc32 is None for each in totals)):
             return "some output may be missing: its recorder was killed, or not everything was copied from its node"
-        return not_kept(trailer.totals)
+        return not_kept(totals)
 
     def seal(self, exit_code: int | None, facts: Mapping[str, object]) -> Trailer | None:
         if permission(self._directory) not in {Permission.GRANTED, Permission.CLOSED}:
@@ -395,7 +406,7 @@ class RelayedCapture:
         """Wait for the trailer, and return it; None if everything came without one, or nothing comes any more."""
         size, until = -1, 0.0
         while (trailer := self.trailer()) is None:
-            if (self._directory / "relay-end").exists():
+            if is_received(self._directory):
                 return self.trailer()
             before, size = size, self._size()
             if size != before:
@@ -412,17 +423,33 @@ class RelayedCapture:
         except FileNotFoundError:
             return 0
 
-    def _seal_in_its_place(self, exit_code: int | None, facts: Mapping[str, object]) -> Trailer | None:
-        """Seal the copy of a record without a trailer, with gaps for what was not copied."""
+    def _totals(self) -> Sequence[LogTotals]:
+        """Return the totals of the copy of a record without a trailer that was received as a whole."""
+        try:
+            record = self._resume()
+        except (RecordSealed, FileNotFoundError):
+            return ()
+        try:
+            return record.totals()
+        finally:
+            record.close()
+
+    def _resume(self) -> RecordWriter:
+        """Return a writer at the end of the copy. Raises RecordSealed, and OSError."""
         lock = open_record(self._record, os.O_RDONLY)
         try:
             # A piece that is being stored is waited for. None is stored after it.
             fcntl.flock(lock, fcntl.LOCK_EX)
-            record = RecordWriter.resume(self._record)
-        except RecordSealed:
-            return self.trailer()
+            return RecordWriter.resume(self._record)
         finally:
             os.close(lock)
+
+    def _seal_in_its_place(self, exit_code: int | None, facts: Mapping[str, object]) -> Trailer | None:
+        """Seal the copy of a record without a trailer, with gaps for what was not copied."""
+        try:
+            record = self._resume()
+        except RecordSealed:
+            return self.trailer()
         try:
             for source in (Source.STDOUT, Source.STDERR) if self._cut else ():
                 record.gap(source, None, Cause.ENGINE, time.time_ns())

@@ -23,6 +23,10 @@ MAX_RECORD_BYTES = 1 << 50
 _UNBEGUN = "relay-unbegun"
 
 
+# The content of the file that says that everything was received, if the record itself says what is missing in it.
+COMPLETE = "complete"
+
+
 class Permission(Enum):
     """Whether a recorder may begin."""
 
@@ -128,6 +132,19 @@ def write_anew(directory: Path, name: str, text: str) -> None:
     _sync(directory)
 
 
+def is_received(directory: Path) -> bool:
+    """Whether the relay has sent everything that the record has."""
+    return (directory / "relay-end").exists()
+
+
+def is_complete(directory: Path) -> bool:
+    """Whether the record, as it was received, lacks nothing but what it says itself; also without a trailer."""
+    try:
+        return (directory / "relay-end").read_text() == COMPLETE
+    except FileNotFoundError:
+        return False
+
+
 def _written(directory: Path, text: str) -> Path:
     """Return a new file with this text, which is on disk."""
     new = directory / f"relay-{secrets.token_hex(4)}.new"
@@ -187,15 +204,16 @@ class RelayedRecord:
         if self._limit is not None and begun:
             self._limit.evict_blocks(begun[-1])
 
-    def finish(self, offset: int) -> int:
+    def finish(self, offset: int, *, is_complete: bool = False) -> int:
         """Note that everything was received, and return the size of the record. All of it is on disk.
 
-        `offset` is the end of the record by the relay. Raises PieceInvalid if something is missing, and OSError.
+        `is_complete`: the record says itself what is missing in it, also without a trailer. `offset` is the end of the
+        record by the relay. Raises PieceInvalid if something is missing, and OSError.
         """
         if offset != self.position:
             raise PieceInvalid(f"the record ends at {offset}, and was received up to {self.position}")
         os.fsync(self._file)
-        (self._directory / "relay-end").touch()
+        _written(self._directory, COMPLETE if is_complete else "").replace(self._directory / "relay-end")
         _sync(self._directory)
         return self.size
 

@@ -2,6 +2,7 @@
  *
  *     recorder --execution ID [--limit BYTES] [--ulimit NAME=SOFT:HARD]… [--cap-drop NAME]… [--secrets NUMBER]
  *              [--stdin FILE] [--await-relay SECONDS] [--node-grace SECONDS] [--keep WORD]… BOX -- COMMAND [ARGUMENT…]
+ *     recorder --salvage BYTES
  *     recorder --version
  *     recorder --probe      prints more than the smallest limit
  *
@@ -43,6 +44,12 @@
  * A node that ends a container sends SIGTERM, and then waits for as long as the relay may deliver. So --node-grace is the
  * time after which the recorder makes a hard stop by itself.
  *
+ * BOX/stdout, stderr, taken and lost, if they are there, are FIFOs that the relay holds open, too. The first two are
+ * the pipes of the command. So what is in them outlives a recorder that is killed. What the recorder takes from them
+ * goes through `taken`, and leaves it only when it is in the record (see take_held). `lost` has a byte once this is no
+ * longer so. With --salvage the relay has the rest stored in the record; BYTES is the limit of the record, 0: none. The
+ * record is descriptor 3, and the FIFOs are 4 to 7.
+ *
  * Limits of resources and dropped capabilities are those of the command: the recorder keeps its own, as it has to store
  * what the command prints, and to end all processes of the container.
  *
@@ -66,12 +73,14 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/file.h>
+#include <sys/ioctl.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/select.h>
 #include <sys/signalfd.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/uio.h>
 #include <sys/vfs.h>
 #include <sys/wait.h>
 #include <time.h>
@@ -85,7 +94,7 @@
 
 enum { CANNOT_STORE = 117, CANNOT_BEGIN = 118, CLAIMED_BEFORE = 119, NOT_EXECUTABLE = 126, NOT_FOUND = 127 };
 enum { HARD_STOP = 44 };                          /* by number, as C libraries differ on SIGRTMIN */
-enum { BLOCK = 65536, PIPE = 262144 };            /* bytes */
+enum { BLOCK = 65536, PIPE = 262144, TAKEN_PIPE = 131072 }; /* bytes */
 enum { STDOUT, STDERR, SYSTEM, SOURCES };         /* in the record their numbers are one more */
 enum { START = 16, GAP = 17, TRAILER = 18 };      /* kinds of frames */
 enum { BYTES_ARE_MISSING = 1 };                   /* a flag of a source */
@@ -168,7 +177,13 @@ static char *secrets;
 static size_t secrets_size;
 static int secrets_expected;
 static struct stream streams[2];
-static uint64_t held_since[2], taken; /* taken: bytes from the pipes */
+static uint64_t held_since[2], taken_bytes; /* from the pipes */
+
+/* The FIFOs that a relay holds open, too; -1: there are none. `holds` says whether what comes through them is kept. */
+static struct { int readers[2], writers[2], taken, lost, copy[2], null; } fifos = {
+    {-1, -1}, {-1, -1}, -1, -1, {-1, -1}, -1,
+};
+static bool holds;
 
 static uint64_t now(clockid_t clock)
 {
@@ -227,6 +242,13 @@ static bool is_hard_stop(int number)
     return number == HARD_STOP && fstat(record, &file) == 0 && !(file.st_mode & S_IWOTH);
 }
 
+/* Kills all other processes of the container. A salvage is not in it, and would kill those of a machine. */
+static void kill_all(void)
+{
+    if (getpid() == 1)
+        kill(-1, SIGKILL);
+}
+
 static void hard_stop(void)
 {
     if (!hard_stopped)
@@ -234,7 +256,7 @@ static void hard_stop(void)
     hard_stopped = true;
     /* After the trailer nothing runs but the keeper. */
     if (!keeper)
-        kill(-1, SIGKILL);
+        kill_all();
 }
 
 static void reap(void)
@@ -389,7 +411,7 @@ static bool raise_file_limit(void)
 static void cut(void)
 {
     cut_off = cut_off || !ended;
-    kill(-1, SIGKILL);
+    kill_all();
 }
 
 /* Appends the frame with the payload in `out`; waits for room. False: there was no room for too long, or never will
@@ -545,6 +567,60 @@ static void open_outputs(const char *box)
         die(errno == ENOENT ? CLAIMED_BEFORE : CANNOT_BEGIN, path);
 }
 
+static int open_fifo(const char *box, const char *name, int how)
+{
+    char path[4096];
+    struct stat file;
+    if ((size_t)snprintf(path, sizeof path, "%s/%s", box, name) >= sizeof path)
+        errno = ENAMETOOLONG, die(CANNOT_BEGIN, box);
+    int fifo = open(path, how | O_NOFOLLOW | O_CLOEXEC);
+    if (fifo < 0 && errno == ENOENT)
+        return -1;
+    if (fifo >= 0 && (fifo >= FD_SETSIZE || fstat(fifo, &file) || !S_ISFIFO(file.st_mode)))
+        close(fifo), fifo = -1, errno = EINVAL;
+    if (fifo < 0)
+        die(CANNOT_BEGIN, path);
+    return fifo;
+}
+
+static void hold_no_more(void);
+
+/* Makes what is needed to take bytes from the FIFOs, and to keep them. */
+static void begin_holding(void)
+{
+    holds = true;
+    fcntl(fifos.taken, F_SETPIPE_SZ, TAKEN_PIPE); /* as large as this user is allowed */
+    fifos.null = open("/dev/null", O_WRONLY | O_CLOEXEC);
+    if (fifos.null < 0 || pipe2(fifos.copy, O_CLOEXEC | O_NONBLOCK)) {
+        hold_no_more();
+        return;
+    }
+    int most = fcntl(fifos.taken, F_GETPIPE_SZ);
+    fcntl(fifos.copy[1], F_SETPIPE_SZ, most);
+    /* There must be room for a stamp and for output, and for a copy of both. */
+    if (most < 2 * 4096 || fcntl(fifos.copy[1], F_GETPIPE_SZ) < most)
+        hold_no_more();
+}
+
+/* Opens the FIFOs, if they are there. */
+static void open_held(const char *box)
+{
+    static const char *const names[] = {"stdout", "stderr"};
+    if ((fifos.lost = open_fifo(box, "lost", O_RDWR | O_NONBLOCK)) < 0)
+        return;
+    fifos.taken = open_fifo(box, "taken", O_RDWR | O_NONBLOCK);
+    for (int i = 0; i < 2; i++) {
+        fifos.readers[i] = open_fifo(box, names[i], O_RDONLY | O_NONBLOCK);
+        fifos.writers[i] = open_fifo(box, names[i], O_WRONLY);
+        if (fifos.taken < 0 || fifos.readers[i] < 0 || fifos.writers[i] < 0)
+            errno = ENOENT, die(CLAIMED_BEFORE, box);
+    }
+    begin_holding();
+    /* What is masked is changed on the way, and held back: it is not kept. */
+    if (secrets_expected)
+        hold_no_more();
+}
+
 /* Claims the record, which only one recorder can. Returns the open directory BOX. */
 static int claim(const char *box)
 {
@@ -580,7 +656,11 @@ static void begin(const char *execution)
 /* Waits until the server has removed BOX, which then has no links, and in which no file can be created. */
 static void hand_off(int box)
 {
+    static const char *const names[] = {"stdout", "stderr", "taken", "lost"};
     struct stat directory;
+    /* Also if nobody removes BOX in time. */
+    for (int i = 0; fifos.lost >= 0 && i < 4; i++)
+        unlinkat(box, names[i], 0);
     for (uint64_t until = now(CLOCK_MONOTONIC) + HAND_OFF_WAITS; now(CLOCK_MONOTONIC) < until; serve_signals(GATHER))
         if (fstat(box, &directory) || !directory.st_nlink)
             break;
@@ -627,6 +707,8 @@ static void open_stdin(const char *path)
 
 static void make_pipe(int ends[2])
 {
+    if (ends[0] >= 0)
+        return;
     if (pipe2(ends, O_CLOEXEC))
         exec_error = errno;
     else if (ends[0] >= FD_SETSIZE)
@@ -693,7 +775,9 @@ static bool give_up_rights(void)
 /* Starts the command in a session of its own. A failure is in `exec_error`, or comes by the pipe `exec_failure`. */
 static void launch(char **command)
 {
-    int output[2][2] = {{-1, -1}, {-1, -1}}, failure[2] = {-1, -1};
+    int failure[2] = {-1, -1}, output[2][2];
+    for (int i = 0; i < 2; i++)
+        output[i][0] = fifos.readers[i], output[i][1] = fifos.writers[i];
     make_pipe(output[STDOUT]), make_pipe(output[STDERR]), make_pipe(failure);
     start_time = now(CLOCK_REALTIME);
     if (!exec_error && (child = fork()) < 0)
@@ -776,6 +860,90 @@ static void store_masked(int source, size_t n)
         held_since[source] = now(CLOCK_MONOTONIC);
 }
 
+/* ---------------------------------------------------------------------------------------------------------- holding */
+
+/* What precedes the bytes in `taken`: their source and their offset in it. */
+static struct { char magic[16]; uint64_t source, offset; } stamp;
+static const char STAMP[] = "fastlane taken\1";
+
+_Static_assert(sizeof STAMP == sizeof stamp.magic, "the magic of a stamp");
+
+/* Tells who salvages that bytes may be missing: from now on what was taken and not stored goes with the recorder. */
+static void hold_no_more(void)
+{
+    if (holds && write(fifos.lost, "", 1) != 1) { /* It was written before: the FIFO is full of it. */ }
+    holds = false;
+}
+
+/* Empties `taken`, from its front: a recorder that is killed here leaves bytes without a stamp. */
+static void forget_taken(void)
+{
+    for (int n; ioctl(fifos.taken, FIONREAD, &n) == 0 && n > 0;)
+        if (splice(fifos.taken, NULL, fifos.null, NULL, (size_t)n, SPLICE_F_NONBLOCK) <= 0) {
+            hold_no_more();
+            return;
+        }
+}
+
+/* Reads the stamp, and `n` bytes after it, which stay in `taken`. False: they cannot be read. */
+static bool look_at_taken(uint8_t *bytes, size_t n)
+{
+    struct iovec parts[] = {{&stamp, sizeof stamp}, {bytes, n}};
+    size_t left = sizeof stamp + n;
+    if (tee(fifos.taken, fifos.copy[1], left, SPLICE_F_NONBLOCK) != (ssize_t)left)
+        return false;
+    while (left) {
+        ssize_t some = readv(fifos.copy[0], parts, 2);
+        if (some <= 0)
+            return false;
+        left -= (size_t)some;
+        for (int i = 0; i < 2; i++) {
+            size_t its = (size_t)some < parts[i].iov_len ? (size_t)some : parts[i].iov_len;
+            parts[i].iov_base = (uint8_t *)parts[i].iov_base + its, parts[i].iov_len -= its, some -= (ssize_t)its;
+        }
+    }
+    return true;
+}
+
+/* Takes bytes from a pipe, as `read` does. If they are kept, they are in `taken`, too, until they are stored. The
+ * kernel moves them from one FIFO to the other as a whole, whenever the recorder is killed. */
+static ssize_t take_held(int source, uint8_t *bytes, size_t most)
+{
+    if (!holds)
+        return read(pipes[source], bytes, most);
+    memcpy(stamp.magic, STAMP, sizeof STAMP);
+    stamp.source = (uint64_t)source, stamp.offset = seen[source].offset;
+    if (write(fifos.taken, &stamp, sizeof stamp) != sizeof stamp) {
+        hold_no_more();
+        return read(pipes[source], bytes, most);
+    }
+    ssize_t n = splice(pipes[source], NULL, fifos.taken, NULL, most, SPLICE_F_NONBLOCK);
+    if (n > 0 && look_at_taken(bytes, (size_t)n))
+        return n;
+    int why = errno;
+    if (n > 0) {
+        /* They cannot be copied. */
+        hold_no_more();
+        if (read(fifos.taken, &stamp, sizeof stamp) != sizeof stamp)
+            return 0;
+        return read(fifos.taken, bytes, (size_t)n);
+    }
+    forget_taken();
+    errno = why;
+    if (n == 0 || why == EAGAIN || why == EINTR)
+        return n;
+    hold_no_more();
+    return read(pipes[source], bytes, most);
+}
+
+/* What `take_held` took is stored, or never will be. */
+static void release_held(void)
+{
+    if (not_stored_by)
+        hold_no_more();
+    forget_taken();
+}
+
 /* Stores the bytes in a pipe, up to the end of the block if they are not masked. */
 static void take(int source)
 {
@@ -783,16 +951,19 @@ static void take(int source)
     static int run;
     struct stream *stream = &streams[source];
     ssize_t n = stream->text ? read(pipes[source], stream->text + stream->length, BLOCK)
-                             : read(pipes[source], out.payload, payload_room());
+                             : take_held(source, out.payload, payload_room());
     if (n > 0) {
         uint64_t time = now(CLOCK_MONOTONIC);
         run = time - last < (run > FLOOD ? 2 * MS : MS) ? run + 1 : 0;
         last = time;
-        taken += (uint64_t)n;
+        taken_bytes += (uint64_t)n;
         if (stream->text)
             store_masked(source, (size_t)n);
-        else
+        else {
             store(source, (size_t)n);
+            if (holds)
+                release_held();
+        }
         /* A frame costs a reader as much as some thousand bytes. The pipe holds new bytes meanwhile. */
         if (run > FLOOD && n < LARGE_PIECE)
             serve_signals(GATHER);
@@ -838,13 +1009,13 @@ static bool serve(uint64_t timeout)
 /* Stores the rest of the pipes, after the command ended and all other processes with it, as for any PID 1. */
 static void drain(void)
 {
-    kill(-1, SIGKILL);
+    kill_all();
     uint64_t silent_since = now(CLOCK_MONOTONIC);
     while (pipes[STDOUT] >= 0 || pipes[STDERR] >= 0) {
-        uint64_t before = taken;
+        uint64_t before = taken_bytes;
         if (!serve(1000 * MS))
-            kill(-1, SIGKILL);
-        if (taken != before)
+            kill_all();
+        if (taken_bytes != before)
             silent_since = now(CLOCK_MONOTONIC);
         else if (now(CLOCK_MONOTONIC) - silent_since > SILENCE)
             return; /* a process that cannot even be killed has the pipe open */
@@ -940,12 +1111,9 @@ static void say_usage(void)
         sum_of(second ? "/sys/fs/cgroup/memory.peak" : "/sys/fs/cgroup/memory/memory.max_usage_in_bytes", ""), got, put);
 }
 
-/* Stores the known gaps and the trailer. False: they could not be stored. */
-static bool finish(void)
+/* Stores the gaps at the end of the output. */
+static void store_gaps(void)
 {
-    finishing = true;
-    if (hard_stopped)
-        give_up = now(CLOCK_MONOTONIC) + FINISH_WAITS;
     for (int i = 0; i < 2; i++) {
         let_go_of(i);
         if (seen[i].offset > stored[i].offset)
@@ -953,6 +1121,15 @@ static bool finish(void)
         if (pipes[i] >= 0)
             store_gap(i, UNKNOWN, BY_ENGINE);
     }
+}
+
+/* Stores the known gaps and the trailer. False: they could not be stored. */
+static bool finish(void)
+{
+    finishing = true;
+    if (hard_stopped)
+        give_up = now(CLOCK_MONOTONIC) + FINISH_WAITS;
+    store_gaps();
     struct rusage usage;
     getrusage(RUSAGE_CHILDREN, &usage);
     out.payload[0] = 0;
@@ -1011,6 +1188,159 @@ static void await_relay(void)
     }
 }
 
+/* -------------------------------------------------------------------------------------------------------- salvaging */
+
+/* Reads a block, and its state before the first frame. Returns the bytes that are there; 0: its header is not whole. */
+static size_t read_block(uint64_t number, uint8_t block[BLOCK])
+{
+    struct block_header header;
+    const size_t checked = offsetof(struct block_header, version);
+    size_t n = 0;
+    for (ssize_t some; n < BLOCK && (some = pread(record, block + n, BLOCK - n, (off_t)(number * BLOCK + n))) > 0;)
+        n += (size_t)some;
+    if (n < sizeof header)
+        return 0;
+    memcpy(&header, block, sizeof header);
+    static const uint8_t magic[4] = {0xAB, 'F', 'L', 'R'};
+    if (memcmp(header.magic, magic, sizeof magic) || header.number != number ||
+        header.check != crc32(0, block + checked, sizeof header - checked))
+        return 0;
+    memcpy(stored, header.sources, sizeof stored);
+    sequence = header.next_sequence - 1, frame_time = header.time, first_byte_time = header.first_byte_time;
+    return n;
+}
+
+/* Adds a whole frame to the state. False: it is damaged. */
+static bool follow_frame(const struct frame_header *frame, const uint8_t *payload)
+{
+    bool is_data = frame->kind <= SOURCES;
+    struct source *its = is_data ? &stored[frame->kind - 1] : NULL;
+    uint32_t crc = crc32(is_data ? its->crc : 0, payload, frame->length);
+    if (frame->check != crc32(crc, frame, offsetof(struct frame_header, check)))
+        return false;
+    if (is_data) {
+        its->offset += frame->length, its->newlines += newlines_in(payload, frame->length);
+        its->crc = crc, its->gap_sequence = 0;
+        first_byte_time = first_byte_time ? first_byte_time : frame->time;
+    } else if (frame->kind == GAP) {
+        uint64_t missing;
+        if (frame->length != 16 || payload[0] < 1 || payload[0] > SOURCES)
+            return false;
+        memcpy(&missing, payload + 8, sizeof missing);
+        its = &stored[payload[0] - 1];
+        its->flags = BYTES_ARE_MISSING, its->gap_sequence = missing == UNKNOWN ? sequence + 1 : 0;
+        if (missing != UNKNOWN)
+            its->offset += missing, its->missing += missing;
+    } else
+        return frame->kind == START || frame->kind == TRAILER;
+    sequence++;
+    frame_time = frame->time;
+    return true;
+}
+
+static _Noreturn void give_up_salvage(const char *why)
+{
+    dprintf(2, "recorder: the record cannot be completed: %s\n", why);
+    _exit(CANNOT_BEGIN);
+}
+
+/* Goes on after the last whole frame of the record. False: it has its trailer. */
+static bool resume(void)
+{
+    static uint8_t block[BLOCK];
+    struct stat file;
+    if (fstat(record, &file) || !file.st_size)
+        give_up_salvage("it was not begun");
+    uint64_t number = (uint64_t)(file.st_size - 1) / BLOCK;
+    size_t n = read_block(number, block), at = sizeof(struct block_header);
+    /* A header is written with the first frame of its block. */
+    if (!n && number)
+        n = read_block(--number, block);
+    if (!n)
+        give_up_salvage("its last block is damaged");
+    for (struct frame_header frame; at + sizeof frame <= n; at += sizeof frame + frame.length) {
+        memcpy(&frame, block + at, sizeof frame);
+        if (!frame.kind || at + sizeof frame + frame.length > n)
+            break;
+        if (!follow_frame(&frame, block + at + sizeof frame))
+            give_up_salvage("a frame is damaged");
+        if (frame.kind == TRAILER)
+            return false;
+    }
+    size = number * BLOCK + at;
+    if (ftruncate(record, (off_t)size))
+        give_up_salvage(strerror(errno));
+    memcpy(seen, stored, sizeof seen);
+    off_t data = tail ? lseek(record, (off_t)(head * BLOCK), SEEK_DATA) : -1;
+    if (data > 0)
+        oldest = (uint64_t)data / BLOCK;
+    return true;
+}
+
+/* Stores a gap of unknown size, unless the record ends with one for this source. */
+static void say_that_bytes_may_be_missing(int source)
+{
+    if (!stored[source].gap_sequence)
+        store_gap(source, UNKNOWN, BY_ENGINE);
+    seen[source] = stored[source];
+    /* As it is after the next byte. */
+    seen[source].gap_sequence = 0;
+}
+
+/* Stores what a recorder had taken, if it is not in the record yet. */
+static void store_taken(void)
+{
+    int n = 0;
+    bool fits = true;
+    if (ioctl(fifos.taken, FIONREAD, &n) == 0 && n > (int)sizeof stamp) {
+        size_t bytes = (size_t)n - sizeof stamp;
+        /* At most as many as there was room for. */
+        fits = bytes <= sizeof out.payload && look_at_taken(out.payload, bytes);
+        /* Without a stamp they are stored: the recorder was about to forget them. */
+        if (fits && memcmp(stamp.magic, STAMP, sizeof STAMP) == 0) {
+            int source = stamp.source == STDERR ? STDERR : STDOUT;
+            if (stamp.offset == seen[source].offset && bytes <= payload_room())
+                store(source, bytes);
+            else
+                fits = stamp.offset + bytes == seen[source].offset;
+        }
+    }
+    for (int i = 0; !fits && i < 2; i++)
+        say_that_bytes_may_be_missing(i);
+    release_held();
+}
+
+/* Stores all that a recorder that is gone left in the FIFOs. Returns once every process of its container is gone. */
+static int salvage(void)
+{
+    fd_set ready;
+    int lost = 0;
+    record = 3, fifos.taken = 6, fifos.lost = 7;
+    for (int i = 0; i < 2; i++) {
+        pipes[i] = 4 + i;
+        fcntl(pipes[i], F_SETFL, O_NONBLOCK);
+    }
+    fcntl(fifos.taken, F_SETFL, O_NONBLOCK), fcntl(fifos.lost, F_SETFL, O_NONBLOCK);
+    make_crc_table();
+    while (flock(record, LOCK_EX))
+        if (errno != EINTR)
+            give_up_salvage(strerror(errno));
+    if (!resume())
+        return 0;
+    ioctl(fifos.lost, FIONREAD, &lost);
+    begin_holding();
+    for (int i = 0; lost && i < 2; i++)
+        say_that_bytes_may_be_missing(i);
+    store_taken();
+    do
+        for (int i = 0; i < 2; i++)
+            if (pipes[i] >= 0)
+                take(i);
+    while ((pipes[STDOUT] >= 0 || pipes[STDERR] >= 0) && wait_for(pipes, 2, SILENCE, &ready));
+    store_gaps();
+    return fdatasync(record) || not_stored_by == BY_STORE ? CANNOT_STORE : 0;
+}
+
 /* -------------------------------------------------------------------------------------------------------------- main */
 
 static _Noreturn void usage(const char *what, const char *why)
@@ -1040,19 +1370,26 @@ static void read_ulimit(const char *word)
     usage("--ulimit", "no such limit");
 }
 
+static void set_limit(const char *bytes)
+{
+    char *end;
+    uint64_t blocks = bytes ? strtoull(bytes, &end, 10) / BLOCK : 0;
+    if (!bytes)
+        return;
+    if (*end || blocks < 4 || blocks > UINT32_MAX)
+        usage("--limit", "expected a number of bytes, 262144 or more");
+    head = oldest = blocks / 2, tail = blocks - head;
+}
+
 /* Reads the options; returns BOX, "--" and the command. */
 static char **read_options(char **word, const char **execution, const char **stdin_path)
 {
     for (; *word && strncmp(*word, "--", 2) == 0 && word[1]; word += 2) {
         if (strcmp(*word, "--execution") == 0)
             *execution = word[1];
-        else if (strcmp(*word, "--limit") == 0) {
-            char *end;
-            uint64_t blocks = strtoull(word[1], &end, 10) / BLOCK;
-            if (*end || blocks < 4 || blocks > UINT32_MAX)
-                usage("--limit", "expected a number of bytes, 262144 or more");
-            head = oldest = blocks / 2, tail = blocks - head;
-        } else if (strcmp(*word, "--secrets") == 0) {
+        else if (strcmp(*word, "--limit") == 0)
+            set_limit(word[1]);
+        else if (strcmp(*word, "--secrets") == 0) {
             secrets_expected = atoi(word[1]);
             if (secrets_expected < 1)
                 usage("--secrets", "expected a number of variables");
@@ -1099,6 +1436,10 @@ int main(int argc, char **argv)
                 return 1;
         return 0;
     }
+    if (argc == 3 && strcmp(argv[1], "--salvage") == 0) {
+        set_limit(strcmp(argv[2], "0") ? argv[2] : NULL);
+        return salvage();
+    }
     const char *execution = NULL, *stdin_path = NULL;
     char **words = read_options(argv + !!argc, &execution, &stdin_path);
     if (getpid() != 1)
@@ -1128,6 +1469,7 @@ int main(int argc, char **argv)
     take_secrets(words[0]);
     open_orders(words[0]);
     open_outputs(words[0]);
+    open_held(words[0]);
     int box = claim(words[0]);
     begin(execution);
     hand_off(box);

@@ -20,6 +20,8 @@ From the relay:
 * an offset (8 bytes), and a piece of the record that belongs there.
 * ORDER_DONE (8 bytes), the number of the last order (1 byte), and whether its recorder has it (1 byte).
 * OUTPUTS_PIECE (8 bytes), an offset (8 bytes), and a piece of what the job keeps (capture/relayed_outputs.py).
+* COMPLETE (8 bytes), if the record has no trailer, and yet has everything that was printed, or says itself what is
+  missing: the recorder was killed, and the relay had the rest stored.
 * last: the offset (8 bytes) after everything, without a piece. The recorder has ended.
 * or last: NEVER_BEGAN (8 bytes), and the reason as text: no command of this pod ran, and none will.
 
@@ -68,7 +70,7 @@ MAX_MESSAGE_BYTES = 1 << 20
 _STOP_GRACE_SECONDS = 1.0
 # In the place of an offset; no record is as large.
 ORDER_DONE = (1 << 64) - 1
-OUTPUTS_PIECE, NEVER_BEGAN = ORDER_DONE - 1, ORDER_DONE - 2
+OUTPUTS_PIECE, NEVER_BEGAN, COMPLETE = ORDER_DONE - 1, ORDER_DONE - 2, ORDER_DONE - 3
 _REASON_CHARACTERS = 500
 # The longest wait for the answer to an order. Without one the signal goes by the cluster.
 ORDER_SECONDS = 5.0
@@ -160,6 +162,7 @@ class RelayServer:
                 await to_its_end(outputs.open)
                 await call.write(b"K", outputs.position)
             await call.write(b"G", record.position)
+            is_complete = False
             with relay_calls.connected(directory, call):
                 async for request in requests:
                     offset, piece = int.from_bytes(request[:8], "little"), request[8:]
@@ -171,11 +174,14 @@ class RelayServer:
                     elif offset == NEVER_BEGAN:
                         await call.write(b"E", await to_its_end(partial(_note_unbegun, directory, record, piece)))
                         return
+                    elif offset == COMPLETE:
+                        is_complete = True
                     elif piece:
                         await _store(partial(record.store, offset, piece), execution_id)
                     else:
                         await to_its_end(outputs.finish)
-                        await call.write(b"E", await to_its_end(partial(record.finish, offset)))
+                        finish = partial(record.finish, offset, is_complete=is_complete)
+                        await call.write(b"E", await to_its_end(finish))
                         return
             # A connection that breaks also ends the requests, without an error.
             await context.abort(grpc.StatusCode.UNAVAILABLE, "the relay did not say that this is everything")

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
 TOKENS = RelayTokens(b"a key of the test")
 SH = ("sh", "-c")
-# Numbered lines of 100 bytes.
+# Numbered lines, of so many bytes each.
+LINE_BYTES = 99
 FLOOD = "yes | head -n {lines} | awk '{{printf \"%098d\\n\", NR}}'"
 
 

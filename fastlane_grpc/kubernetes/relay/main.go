@@ -3,8 +3,8 @@
 //	relay prepare DIRECTORY [files]
 //	                             puts the recorder, which is beside this program, and an empty box into a directory;
 //	                             with a word more also this program, for enter and pack
-//	relay --execution ID --server ADDRESS [--secrets] [--stdin FILE] [--inputs] [--outputs] [--account FILE] [--stay]
-//	      RECORD BOX
+//	relay --execution ID --server ADDRESS [--secrets] [--stdin FILE] [--inputs] [--outputs] [--account FILE]
+//	      [--recorder FILE [--limit BYTES]] [--stay] RECORD BOX
 //	relay granted RECORD         ends with 0 once the start is granted
 //	relay enter [--user USER] [--keep-home] [--cap-drop NAME]... BOX RECORDER...
 //	                             writes the inputs of the job into its container, and becomes the recorder
@@ -19,6 +19,9 @@
 // the job, which becomes FILE. With --inputs it sends the archive of its inputs, BOX/inputs, and with --outputs it gets
 // what the recorder has left in RECORD.outputs, or BOX/outputs. Everything is whole before the start. --account names the token of the pod's service account, by
 // which the server knows that the relay is in the pod. The recorder takes orders by the FIFO BOX/orders.
+//
+// With --recorder the relay makes the pipes of the job, unless it gets secrets, and holds them open. If the recorder is
+// killed, this program stores what is left in them, in a record with the limit of --limit (see pipes.go).
 //
 // The protocol is one call, a stream in both directions (see fastlane_grpc/rpc/relay.py). The server says first up to
 // which offset it has the file, and the relay sends what follows. When the recorder has ended and everything is sent,
@@ -70,6 +73,7 @@ const (
 	refused    = 3
 	// In the place of an offset.
 	orderDone = math.MaxUint64
+	complete  = orderDone - 3
 )
 
 // rawCodec passes messages as they are.
@@ -85,8 +89,9 @@ func (rawCodec) Name() string { return "raw" }
 type options struct {
 	execution, server, authorities, token string
 	secrets                               bool
-	stdin, account                        string
+	stdin, account, recorder              string
 	inputs, outputs                       bool
+	limit                                 int64
 	record, box                           string
 	stay                                  bool
 }
@@ -137,6 +142,8 @@ func main() {
 	flag.BoolVar(&given.inputs, "inputs", false, "the job gets inputs from the server")
 	flag.BoolVar(&given.outputs, "outputs", false, "the server gets what the job keeps")
 	flag.StringVar(&given.account, "account", "", "file with the token of the pod's service account")
+	flag.StringVar(&given.recorder, "recorder", "", "program that stores what a recorder left when it was killed")
+	flag.Int64Var(&given.limit, "limit", 0, "size limit of the record in bytes; 0: none")
 	flag.BoolVar(&given.stay, "stay", false, "end only by SIGTERM, once everything is copied")
 	flag.Parse()
 	given.token, given.authorities = os.Getenv("FASTLANE_RELAY_TOKEN"), os.Getenv("FASTLANE_RELAY_CA")
@@ -153,8 +160,13 @@ func main() {
 		fmt.Fprintln(os.Stderr, "relay:", err)
 		os.Exit(2)
 	}
+	pipes, err := holdPipes(given)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "relay:", err)
+		os.Exit(2)
+	}
 	for pause := firstPause; ; {
-		began, err := copyRecord(connection, given, told)
+		began, err := copyRecord(connection, given, pipes, told)
 		if err == nil {
 			end(given, told, 0)
 		}
@@ -222,7 +234,7 @@ func isFinal(err error) bool {
 }
 
 // copyRecord copies the record over one call. It says whether the server answered.
-func copyRecord(connection *grpc.ClientConn, given options, told context.Context) (began bool, err error) {
+func copyRecord(connection *grpc.ClientConn, given options, pipes *pipes, told context.Context) (began bool, err error) {
 	wants, account := given.wants(), []byte(nil)
 	if wants != "" && given.account != "" {
 		// Read anew: the node renews it.
@@ -242,7 +254,7 @@ func copyRecord(connection *grpc.ClientConn, given options, told context.Context
 	if err != nil {
 		return false, err
 	}
-	record, err := openRecord(given.record, given.box)
+	record, err := openRecord(given.record, given.box, pipes)
 	if err != nil {
 		return true, err
 	}
@@ -255,6 +267,7 @@ func copyRecord(connection *grpc.ClientConn, given options, told context.Context
 		size, err := receiveOrders(stream, record, done)
 		received <- answer{size, err}
 	}()
+	settled := pipes.settled
 	for {
 		// Before the last look: what is written until then is sent.
 		ended := record.ended()
@@ -280,6 +293,8 @@ func copyRecord(connection *grpc.ClientConn, given options, told context.Context
 		case answered := <-received:
 			return true, orElse(answered.err, "the server ended the call")
 		case <-record.changed:
+		case <-settled:
+			settled = nil
 		case message := <-done:
 			if err := stream.SendMsg(&message); err != nil {
 				return true, orElse((<-received).err, "the server ended the call")
@@ -294,6 +309,12 @@ func copyRecord(connection *grpc.ClientConn, given options, told context.Context
 		}
 		if err != nil {
 			return true, err
+		}
+	}
+	if pipes.complete {
+		message := binary.LittleEndian.AppendUint64(nil, complete)
+		if err := stream.SendMsg(&message); err != nil {
+			return true, orElse((<-received).err, "the server ended the call")
 		}
 	}
 	// Said in so many words: to the server, a connection that breaks may look like a side that was closed.

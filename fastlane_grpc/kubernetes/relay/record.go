@@ -14,6 +14,8 @@ const (
 	blockBytes                         = 65536
 	blockHeaderBytes, frameHeaderBytes = 168, 16
 	lengthAt, kindAt                   = 8, 10
+	// A kind of frames: the last one of a complete record.
+	trailer = 18
 	// What the name of the FIFO of orders has after that of the record.
 	ordersEnd = ".orders"
 	// See recorder.c.
@@ -26,12 +28,13 @@ type record struct {
 	path    string
 	box     string
 	changes *os.File
+	pipes   *pipes
 	// Has a value after the record was changed.
 	changed chan struct{}
 }
 
-func openRecord(path, box string) (*record, error) {
-	if err := makeNames(path, box); err != nil {
+func openRecord(path, box string, pipes *pipes) (*record, error) {
+	if err := makeNames(path, box, pipes); err != nil {
 		return nil, err
 	}
 	file, err := os.Open(path)
@@ -43,7 +46,7 @@ func openRecord(path, box string) (*record, error) {
 		file.Close()
 		return nil, os.NewSyscallError("inotify_init1", err)
 	}
-	opened := &record{file, path, box, os.NewFile(uintptr(descriptor), "inotify"), make(chan struct{}, 1)}
+	opened := &record{file, path, box, os.NewFile(uintptr(descriptor), "inotify"), pipes, make(chan struct{}, 1)}
 	// The end of the recorder is told by IN_CLOSE_WRITE, its claim by IN_ATTRIB.
 	const what = syscall.IN_MODIFY | syscall.IN_CLOSE_WRITE | syscall.IN_ATTRIB
 	if _, err := syscall.InotifyAddWatch(descriptor, path, what); err != nil {
@@ -58,7 +61,7 @@ func openRecord(path, box string) (*record, error) {
 //
 // A relay that was killed in between finds an empty record with one name. If no recorder has locked it, no command ran:
 // the record gets its second name now.
-func makeNames(path, box string) error {
+func makeNames(path, box string, pipes *pipes) error {
 	file, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o666)
 	if err != nil {
 		return err
@@ -75,15 +78,18 @@ func makeNames(path, box string) error {
 	if err := file.Chmod(0o666); err != nil {
 		return err
 	}
-	// First, as the recorder opens it before it claims the record.
-	if err := makeOrders(path+ordersEnd, filepath.Join(box, "orders")); err != nil {
+	// First, as the recorder opens them before it claims the record.
+	if err := makeFIFO(path+ordersEnd, filepath.Join(box, "orders")); err != nil {
+		return err
+	}
+	if err := pipes.make(box); err != nil {
 		return err
 	}
 	return os.Link(path, filepath.Join(box, "log"))
 }
 
-// makeOrders makes the FIFO of orders, and its second name.
-func makeOrders(path, second string) error {
+// makeFIFO makes a FIFO for any user, and its second name.
+func makeFIFO(path, second string) error {
 	if err := syscall.Mkfifo(path, 0o666); err != nil && !errors.Is(err, os.ErrExist) {
 		return os.NewSyscallError("mkfifo", err)
 	}
@@ -140,7 +146,7 @@ func (its *record) watch() {
 	}
 }
 
-// ended says whether the record was claimed, and its recorder is gone. It removes the box of a claimed record.
+// ended says whether the record was claimed, its recorder is gone, and nothing more is stored in it. It removes the box of a claimed record.
 func (its *record) ended() bool {
 	found, err := its.file.Stat()
 	if err != nil {
@@ -152,8 +158,8 @@ func (its *record) ended() bool {
 	}
 	// The command does not run before the box is gone. What a command left there is deleted with it.
 	_ = os.RemoveAll(its.box)
-	// The recorder has the lock from before its claim until its end.
-	return isFree(its.file)
+	// The recorder has the lock from before its claim until its end. A record that was not begun has no output.
+	return isFree(its.file) && (found.Size() == 0 || its.pipes.areSettled())
 }
 
 // piece returns what follows the offset, as far as it is whole: blocks after which another one has begun, then frames.
@@ -184,7 +190,7 @@ func (its *record) piece(offset int64, most int) (from int64, piece []byte, err 
 			offset = begin + blockBytes
 			continue
 		}
-		end := wholeFrames(block)
+		end, _ := lastWholeFrame(block)
 		complete, err := its.isComplete(begin, size)
 		if err != nil {
 			return 0, nil, err
@@ -231,16 +237,30 @@ func (its *record) isComplete(begin, size int64) (bool, error) {
 	return frame[kindAt] != 0 && size >= next+int64(len(head))+length, nil
 }
 
-// wholeFrames returns the end of the last whole frame of a block; 0: there is none.
-func wholeFrames(block []byte) int {
-	end := 0
+// hasTrailer says whether the record is complete.
+func hasTrailer(file *os.File) bool {
+	found, err := file.Stat()
+	if err != nil || found.Size() == 0 {
+		return false
+	}
+	begin := (found.Size() - 1) / blockBytes * blockBytes
+	block := make([]byte, found.Size()-begin)
+	if _, err := file.ReadAt(block, begin); err != nil {
+		return false
+	}
+	_, kind := lastWholeFrame(block)
+	return kind == trailer
+}
+
+// lastWholeFrame returns the end and the kind of the last whole frame of a block; 0: there is none.
+func lastWholeFrame(block []byte) (end int, kind byte) {
 	for place := blockHeaderBytes; place+frameHeaderBytes <= len(block); {
 		frame := block[place:]
 		place += frameHeaderBytes + int(binary.LittleEndian.Uint16(frame[lengthAt:]))
 		if frame[kindAt] == 0 || place > len(block) {
 			break
 		}
-		end = place
+		end, kind = place, frame[kindAt]
 	}
-	return end
+	return end, kind
 }
