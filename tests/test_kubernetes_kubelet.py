@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(180)]
 
 # A kubelet looks every ten seconds, by its defaults, whether a log has more than ten megabytes, and rotates it then.
-FLOOD_LINES, REST_LINES = 300_000, 100_000
+# The rest is not rotated away: it is less.
+FLOOD_LINES, REST_LINES = 300_000, 20_000
 FLOOD_AND_REST = f"""yes | awk '
     {{ printf "%098d\\n", NR }}
     NR == {FLOOD_LINES} {{ fflush(); system("sleep 12") }}
@@ -110,7 +111,8 @@ def test_of_a_flood_what_is_there_is_in_order_and_each_loss_is_a_gap(harness: Ku
         assert numbers == list(range(numbers[0], numbers[0] + len(numbers))) if numbers else True, (begin, end)
         assert not numbers or numbers[0] > last
         last = numbers[-1] if numbers else last
-    assert last == FLOOD_LINES + REST_LINES
+    # A busy node may have rotated after the last line, and just before the end.
+    assert last == FLOOD_LINES + REST_LINES or output.gaps[-1].offset == len(output.stdout)
 
 
 def test_servers_that_went_away_cost_no_byte_that_the_node_still_has(harness: KubeletHarness) -> None:
