@@ -3,9 +3,9 @@
     make cluster ARGS='python -m bench.pods'
     make cluster ARGS='python -m bench.pods throughput idle'     only these rows
 
-It brings up a cluster of two nodes on this machine, or uses the one that KUBECONFIG names, and so is no row of `make
-bench`. `ROUNDS` is the number of rounds of each row. A bare pod has one container and no more; what it prints is read
-by the log of its node, which loses lines when that log is rotated under the reader."""
+The command brings up a cluster of two nodes on this machine, or uses the cluster that KUBECONFIG names. That takes
+minutes, so `make bench` leaves these rows out. `ROUNDS` is the number of rounds of each row. A bare pod has one
+container. Its output is read from the log of its node, which loses lines when the node rotates the log."""
 
 import itertools
 import os
@@ -31,6 +31,7 @@ from tests.cluster.kit import KIT_IMAGE
 from tests.cluster.running import Cluster, running_cluster
 from tests.succession import free_address
 
+ROWS = ("pods", "first-byte", "throughput", "idle")
 ROUNDS = 3
 AT_A_TIME, PODS = 8, 16
 FIRST_BYTES = 3
@@ -239,6 +240,9 @@ def idle(jobs: Jobs, running: Running, rounds: int) -> Limit:
 
 
 def main() -> None:
+    for name in sys.argv[1:]:
+        if name not in ROWS:
+            sys.exit(f"there is no row {name!r}; the rows are {', '.join(ROWS)}")
     cluster = running_cluster() or sys.exit("no cluster: make cluster ARGS='python -m bench.pods'")
     stage, rounds = Path(os.environ["STAGE_DIRECTORY"]), int(os.environ.get("ROUNDS", ROUNDS))
     print(
@@ -258,7 +262,7 @@ def main() -> None:
             "throughput": lambda: throughput(jobs, bare, rounds),
             "idle": lambda: [idle(jobs, running, rounds)],
         }
-        for name in sys.argv[1:] or rows:
+        for name in sys.argv[1:] or ROWS:
             for row in rows[name]():
                 print(row, flush=True)
         print(f"load at the end {os.getloadavg()[0]:.1f}")

@@ -2,8 +2,8 @@
 
 A node rotates its log: of a container that printed a lot it hands out the newest file alone. Each answer is a
 contiguous piece of that file. So output is whole as long as each answer has the line at which the one before ended.
-Otherwise the record gets a gap of unknown size. A stream that follows the log proves nothing: it passes over what was
-printed around a rotation, and ends early, without an error.
+Otherwise the record gets a gap of unknown size. A stream that follows the log proves nothing: it can end early, without
+an error, when the node rotates the log.
 """
 
 import os

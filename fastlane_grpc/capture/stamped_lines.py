@@ -1,4 +1,4 @@
-"""The lines of a kubelet's answer, each of which begins with the time of the node at which it was printed. Pure."""
+"""The lines of a log that a kubelet hands out. Each line begins with the time at which the node got it. Pure."""
 
 import re
 from collections.abc import Iterable, Iterator
