@@ -12,11 +12,10 @@ import queue
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import BinaryIO
 
 import structlog
 import uvloop
@@ -52,7 +51,6 @@ class NothingRuns:
     address = "none"
     kind = HostKind.DOCKER
     starts_at_once = True
-    has_files = True
     keeps_images = True
 
     def __init__(self) -> None:
@@ -89,15 +87,6 @@ class NothingRuns:
             end_time=None,
         )
         return handle
-
-    def unpack(self, handle: Handle, archive: Iterable[bytes]) -> None:
-        raise NotImplementedError
-
-    def mount_name(self, handle: Handle, target: str) -> str:
-        return ""
-
-    def archive(self, handle: Handle, path: str) -> BinaryIO | None:
-        return None
 
     def before_start(self, handle: Handle) -> Handle:
         return handle

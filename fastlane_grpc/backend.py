@@ -3,11 +3,11 @@
 The module imports no backend and no SDK. Every promise of `execution/` rests on the words of this module alone.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import Enum
-from typing import Any, BinaryIO, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 from fastlane_grpc.model import Assignment, Execution, HostKind, Nodes, Reason, Usage
 
@@ -282,15 +282,11 @@ class Backend(Protocol):
 
     `keeps_images`: a pull brings the image of a job to the host. Otherwise its nodes pull images, and a pull here only
     finds out what must be known of an image before its container is created.
-
-    `has_files`: the backend reads and writes the files of a container. Otherwise `unpack` and `archive` are not called,
-    and the capture brings the inputs of a job to its container, and its outputs from there.
     """
 
     address: str
     starts_at_once: bool
     keeps_images: bool
-    has_files: bool
     kind: HostKind
 
     # -- images
@@ -315,21 +311,6 @@ class Backend(Protocol):
         """Create the container of an execution, with its description as `wrapper` changes it.
 
         Raises CannotRun, NameTaken, ImageGone, NoCapacity, and whatever `wrapper` raises; then nothing was created.
-        """
-
-    def unpack(self, handle: Handle, archive: Iterable[bytes]) -> None:
-        """Unpack a tar archive at the root of a container that was not started.
-
-        Raises ContainerGone, and whatever the iteration of `archive` raises.
-        """
-
-    def mount_name(self, handle: Handle, target: str) -> str:
-        """Return the last name of the host's directory that is mounted at `target`; empty: none is."""
-
-    def archive(self, handle: Handle, path: str) -> BinaryIO | None:
-        """Open a tar archive of a path in a container that has ended; None: the container has no such path.
-
-        Its names begin with the last name of the path. Reading raises BackendDown.
         """
 
     def before_start(self, handle: Handle) -> Handle:

@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from fastlane_grpc.backend import Image
-from fastlane_grpc.capture.capture import ContainerEnd, FilesByBackend, ReadSecrets
+from fastlane_grpc.capture.capture import ContainerEnd, ReadSecrets
+from fastlane_grpc.capture.container_files import NoFiles
 from fastlane_grpc.capture.handoff import Delivery
 from fastlane_grpc.model import Assignment, Execution, JobSpec, State, Times, new_id, utc_now
 
@@ -28,7 +29,7 @@ def assignment(image: str, *args: str, **more: Any) -> Assignment:
     return Assignment(execution, JobSpec(**{"image": image, "args": args, **more}))
 
 
-class NoCapture(FilesByBackend):
+class NoCapture:
     """Implements Capture: the output of a pod is dropped, and whether its command ran is not known. No files."""
 
     name = "none"
@@ -36,7 +37,9 @@ class NoCapture(FilesByBackend):
     following = True
     is_running = False
     delivered = True
+    unbegun = None
     first_byte_time = None
+    files = NoFiles("nothing is captured")
 
     def wrap(self, body: Mapping[str, Any], image: Image) -> Mapping[str, Any]:
         return body

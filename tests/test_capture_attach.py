@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from fastlane_grpc.capture.attach import AttachCapture
 from fastlane_grpc.capture.capture import ContainerEnd
+from fastlane_grpc.capture.container_files import NoFiles
 from fastlane_grpc.capture.frames import BUFFER_BYTES, Frames
 from fastlane_grpc.docker.engine import Engine
 from fastlane_grpc.model import Cause, Source
@@ -53,6 +54,7 @@ class Stream:
     def new_capture(self) -> AttachCapture:
         return AttachCapture(
             Engine(self.address),
+            NoFiles("the engine of this test has none"),
             self.path,
             "01900000-0000-7000-8000-000000000000",
             max_log_bytes=1 << 30,

@@ -18,10 +18,11 @@ import grpc
 import pytest
 
 from fastlane_grpc.backend import BackendDown, BackendRefuses
+from fastlane_grpc.capture.container_files import OutputsTooLarge
 from fastlane_grpc.capture.handoff import packed_variables
 from fastlane_grpc.capture.relay_calls import relay_calls
 from fastlane_grpc.capture.relay_tokens import RelayTokens
-from fastlane_grpc.capture.relayed_outputs import OutputsTooLarge, expect, kept
+from fastlane_grpc.capture.relayed_outputs import expect, kept
 from fastlane_grpc.capture.relayed_record import (
     Permission,
     close,

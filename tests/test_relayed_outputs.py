@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 from fastlane_grpc.backend import BackendRefuses
+from fastlane_grpc.capture.container_files import OutputsTooLarge
 from fastlane_grpc.capture.relayed_outputs import (
     SPARE_BYTES,
     OutputsDamaged,
-    OutputsTooLarge,
     RelayedOutputs,
     discard,
     expect,

@@ -15,7 +15,8 @@ from typing import Any, Protocol
 import structlog
 
 from fastlane_grpc.backend import CannotRun, Image
-from fastlane_grpc.capture.capture import ContainerEnd, FilesByBackend, ReadSecrets, not_kept
+from fastlane_grpc.capture.capture import ContainerEnd, ReadSecrets, not_kept
+from fastlane_grpc.capture.container_files import ContainerFiles
 from fastlane_grpc.capture.frames import Frames, Pieces
 from fastlane_grpc.capture.handoff import CommandStatus, Delivery
 from fastlane_grpc.capture.record_retries import retry_until_written
@@ -63,23 +64,26 @@ class OutputSource(Protocol):
         """Attach to a container, and return its output from now on. Raises BackendDown and BackendRefuses."""
 
 
-class AttachCapture(FilesByBackend):
+class AttachCapture:
     """Implements Capture. `log_line` is called with the engine's own messages about its stream."""
 
     name = "attach"
     kill_signal = "SIGKILL"
     is_running = False
     delivered = True
+    unbegun = None
 
     def __init__(
         self,
         source: OutputSource,
+        files: ContainerFiles,
         path: Path,
         execution_id: str,
         *,
         max_log_bytes: int,
         log_line: Callable[[str], None],
     ) -> None:
+        self.files = files
         self._source = source
         self._execution_id = execution_id
         self._log_line = log_line

@@ -3,13 +3,14 @@
 Every implementation guarantees a record that is exact, or that has a gap wherever it is not.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol, TypeAlias, TypeVar
+from typing import Any, Protocol, TypeAlias, TypeVar
 
 from fastlane_grpc.backend import Image
+from fastlane_grpc.capture.container_files import ContainerFiles
 from fastlane_grpc.capture.handoff import CommandStatus, Delivery
 from fastlane_grpc.model import Execution, LogTotals
 from fastlane_grpc.record import RecordReader, Trailer
@@ -47,6 +48,10 @@ class Capture(Protocol):
     # The first signal by which a container is killed that did not end within its grace. SIGKILL is the last resort.
     kill_signal: str
 
+    @property
+    def files(self) -> ContainerFiles:
+        """The inputs and outputs of the job."""
+
     def wrap(self, body: Mapping[str, Any], image: Image) -> Mapping[str, Any]:
         """Return the backend's description of the container to create, changed as this capture needs it.
 
@@ -64,21 +69,6 @@ class Capture(Protocol):
 
         Raises CannotRun if this way of capture cannot.
         """
-
-    def use_inputs(self, archive: Callable[[], Iterator[bytes]]) -> None:
-        """Bring inputs into each container, unless the backend does: `archive` returns their tar archive in blocks."""
-
-    def use_outputs(self, paths: Sequence[str], max_bytes: int) -> None:
-        """Bring these paths back from each container that ran, unless the backend does, if they are not larger."""
-
-    def kept(self, paths: Sequence[str], path: str) -> BinaryIO | None:
-        """Open the archive of one of the paths of `use_outputs`, as `Backend.archive` does; None: there was none.
-
-        Raises OutputsTooLarge, BackendRefuses and OSError.
-        """
-
-    def discard_outputs(self) -> None:
-        """Delete what was brought back, as it is kept elsewhere or not wanted any more. Raises OSError."""
 
     def discard_secrets(self) -> None:
         """Delete secrets that are on their way to a container that is not started."""
@@ -153,24 +143,6 @@ class Capture(Protocol):
     @property
     def first_byte_time(self) -> datetime | None:
         """The time of the first byte; None if there is none."""
-
-
-class FilesByBackend:
-    """The part of a Capture that leaves the files of containers to the backend, and to `revoke` what never ran."""
-
-    unbegun: str | None = None
-
-    def use_inputs(self, archive: Callable[[], Iterator[bytes]]) -> None:
-        raise NotImplementedError("the backend unpacks inputs")
-
-    def use_outputs(self, paths: Sequence[str], max_bytes: int) -> None:
-        raise NotImplementedError("the backend has outputs")
-
-    def kept(self, paths: Sequence[str], path: str) -> BinaryIO | None:
-        raise NotImplementedError("the backend has outputs")
-
-    def discard_outputs(self) -> None:
-        """Do nothing, as there are none."""
 
 
 class Captures(Protocol):

@@ -5,7 +5,7 @@ byte. The node does not tell stdout from stderr, so all output counts as stdout.
 """
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,7 +13,8 @@ from typing import Any, Protocol
 import structlog
 
 from fastlane_grpc.backend import BackendDown, BackendRefuses, CannotRun, Image
-from fastlane_grpc.capture.capture import ContainerEnd, FilesByBackend, ReadSecrets, not_kept
+from fastlane_grpc.capture.capture import ContainerEnd, ReadSecrets, not_kept
+from fastlane_grpc.capture.container_files import NoFiles
 from fastlane_grpc.capture.handoff import CommandStatus, Delivery
 from fastlane_grpc.capture.node_log import LogNotThere, NodeLog, NodeLogReader, ReadingStopped
 from fastlane_grpc.capture.record_retries import retry_until_written
@@ -44,13 +45,17 @@ class NodeLogs(Protocol):
         """Find out whether logs may be read. Raises BackendDown with what to do."""
 
 
-class KubeletCapture(FilesByBackend):
+class KubeletCapture:
     """Implements Capture. `log_line` is called with what keeps the output from being read."""
 
     name = "kubelet"
     kill_signal = "SIGKILL"
     is_running = False
     delivered = True
+    unbegun = None
+    files = NoFiles(
+        "the host captures output by kubelet, and nothing brings files to its pods or back: they need the relay"
+    )
 
     def __init__(
         self,
@@ -83,18 +88,6 @@ class KubeletCapture(FilesByBackend):
         raise CannotRun(
             Reason.INPUT_UNAVAILABLE,
             "stdin: the host captures output by kubelet, which hands no standard input to the job: it needs the relay",
-        )
-
-    def use_inputs(self, archive: Callable[[], Iterator[bytes]]) -> None:
-        raise CannotRun(
-            Reason.INPUT_UNAVAILABLE,
-            "inputs: the host captures output by kubelet, and nothing brings files to its pods: they need the relay",
-        )
-
-    def use_outputs(self, paths: Sequence[str], max_bytes: int) -> None:
-        raise CannotRun(
-            Reason.REFUSED_BY_ENGINE,
-            "outputs: the host captures output by kubelet, and nothing brings files from its pods: they need the relay",
         )
 
     def discard_secrets(self) -> None:

@@ -20,7 +20,8 @@ import structlog
 
 from fastlane_grpc import recorder as program
 from fastlane_grpc.backend import CannotRun, Image
-from fastlane_grpc.capture.capture import ContainerEnd, FilesByBackend, ReadSecrets, ask_record, not_kept
+from fastlane_grpc.capture.capture import ContainerEnd, ReadSecrets, ask_record, not_kept
+from fastlane_grpc.capture.container_files import ContainerFiles
 from fastlane_grpc.capture.handoff import CommandStatus, Delivery, RecordHandoff
 from fastlane_grpc.capture.handoff_watcher import handoff_watcher
 from fastlane_grpc.capture.record_retries import retry_until_written
@@ -146,15 +147,17 @@ def capabilities_by_recorder(host: Mapping[str, Any]) -> ByRecorder:
     return ByRecorder(options, by_engine | ({"CapAdd": list(_OWN_CAPABILITIES)} if everything else {}))
 
 
-class RecorderCapture(FilesByBackend):
+class RecorderCapture:
     """Implements Capture over the record in `directory`. `recorder` is None for an execution that is recovered."""
 
     name = "recorder"
     kill_signal = str(program.HARD_STOP)
     following = True
     delivered = True
+    unbegun = None
 
-    def __init__(self, directory: Path, execution_id: str, recorder: Recorder | None) -> None:
+    def __init__(self, files: ContainerFiles, directory: Path, execution_id: str, recorder: Recorder | None) -> None:
+        self.files = files
         self._handoff = RecordHandoff(directory)
         self._execution_id = execution_id
         self._recorder = recorder

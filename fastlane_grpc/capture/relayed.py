@@ -8,13 +8,13 @@ import fcntl
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import structlog
 
@@ -25,7 +25,8 @@ from fastlane_grpc.capture.record_retries import retry_until_written
 from fastlane_grpc.capture.recorder import capabilities_by_recorder, command_of, ulimits_by_recorder
 from fastlane_grpc.capture.relay_calls import relay_calls
 from fastlane_grpc.capture.relay_tokens import RelayTokens
-from fastlane_grpc.capture.relayed_outputs import SPARE_BYTES, discard, expect, expected, kept
+from fastlane_grpc.capture.relayed_files import RelayedFiles
+from fastlane_grpc.capture.relayed_outputs import SPARE_BYTES, expect, expected
 from fastlane_grpc.capture.relayed_record import (
     Permission,
     close,
@@ -288,16 +289,18 @@ class RelayedCapture:
         self._execution_id = execution_id
         self._kit = kit
         self._read_secrets: ReadSecrets = dict
-        self._needs = NO_NEEDS
+        self.files = RelayedFiles(directory, self._is_of_pod)
+        self._has_stdin = False
         self._cut = False
 
     def wrap(self, body: Mapping[str, Any], image: Image) -> Mapping[str, Any]:
         assert self._kit is not None
         # Read now to find out whether they can be. The relay gets them as they are when the start is granted.
-        needs = replace(self._needs, variables=len(self._read_secrets()))
+        variables, files = len(self._read_secrets()), self.files
+        needs = JobNeeds(variables, self._has_stdin, files.has_inputs, files.output_paths, files.max_output_bytes)
         pod = new_pod(self._directory)
         if needs.outputs:
-            discard(self._directory)
+            files.discard_outputs()
             expect(self._directory, needs.max_output_bytes)
         return self._kit.wrap(body, image, self._execution_id, pod, needs)
 
@@ -306,21 +309,8 @@ class RelayedCapture:
         relay_calls.offer_secrets(self._directory, lambda: packed_variables(read()), self._is_of_pod)
 
     def use_stdin(self, content: Path) -> None:
-        self._needs = replace(self._needs, stdin=True)
+        self._has_stdin = True
         relay_calls.offer_stdin(self._directory, content, self._is_of_pod)
-
-    def use_inputs(self, archive: Callable[[], Iterator[bytes]]) -> None:
-        self._needs = replace(self._needs, inputs=True)
-        relay_calls.offer_inputs(self._directory, archive, self._is_of_pod)
-
-    def use_outputs(self, paths: Sequence[str], max_bytes: int) -> None:
-        self._needs = replace(self._needs, outputs=paths, max_output_bytes=max_bytes)
-
-    def kept(self, paths: Sequence[str], path: str) -> BinaryIO | None:
-        return kept(self._directory, paths, path)
-
-    def discard_outputs(self) -> None:
-        discard(self._directory)
 
     def discard_secrets(self) -> None:
         relay_calls.withdraw(self._directory)

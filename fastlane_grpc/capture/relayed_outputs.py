@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from fastlane_grpc.backend import BackendRefuses, Diagnosis, RefusalKind
+from fastlane_grpc.capture.container_files import OutputsTooLarge
 from fastlane_grpc.capture.relayed_record import PieceInvalid, StartRevoked, permission_granted, write_anew
 from fastlane_grpc.text.sanitize import one_line
 
@@ -33,10 +34,6 @@ _MAX_INDEX_BYTES = 1 << 20
 _BLOCK_BYTES = 1 << 20
 _DETAIL_CHARACTERS = 300
 _NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
-
-
-class OutputsTooLarge(Exception):
-    """The outputs of a job have more bytes than they may have."""
 
 
 class OutputsDamaged(Exception):

@@ -1,16 +1,13 @@
 """The Docker backend: implements Backend and Captures over one engine."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO
 
 from fastlane_grpc.backend import (
-    BackendRefuses,
     CannotRun,
     Container,
-    ContainerGone,
     Handle,
     Image,
     ImageGone,
@@ -20,13 +17,12 @@ from fastlane_grpc.backend import (
     NotRunning,
     Wrapper,
 )
-from fastlane_grpc.capture.attach import OutputStream
 from fastlane_grpc.capture.capture import Capture
 from fastlane_grpc.config import RegistrySettings
 from fastlane_grpc.docker.capture_choice import CaptureChoice
 from fastlane_grpc.docker.container_body import container_body
 from fastlane_grpc.docker.engine import EXECUTION_LABEL, HOST_LABEL, INSTANCE_LABEL, Engine, container_name
-from fastlane_grpc.docker.engine_errors import EngineRefuses, container_gone
+from fastlane_grpc.docker.engine_errors import EngineRefuses, gone_or
 from fastlane_grpc.docker.events import DockerEvents
 from fastlane_grpc.docker.handle import DockerHandle, unpacked
 from fastlane_grpc.docker.images import DockerPull
@@ -40,7 +36,6 @@ class DockerBackend:
     """Implements Backend over `engine`, for the host called `host` of the instance."""
 
     starts_at_once = True
-    has_files = True
     keeps_images = True
     kind = HostKind.DOCKER
 
@@ -114,19 +109,6 @@ class DockerBackend:
                 f"host {self._host!r} does not allow the {' and the '.join(wishes)}: see {' and '.join(settings)}",
             )
 
-    def unpack(self, handle: Handle, archive: Iterable[bytes]) -> None:
-        try:
-            self.engine.unpack(handle.container_id, archive)
-        except EngineRefuses as refusal:
-            raise _gone_or(refusal, handle.container_id) from refusal
-
-    def mount_name(self, handle: Handle, target: str) -> str:
-        mounts = self.engine.mounts(handle.container_id) or {}
-        return mounts[Path(target)].name if Path(target) in mounts else ""
-
-    def archive(self, handle: Handle, path: str) -> BinaryIO | None:
-        return self.engine.archive(handle.container_id, path)
-
     def before_start(self, handle: Handle) -> Handle:
         return replace(unpacked(handle.text), epoch=self.engine.epoch()).packed()
 
@@ -134,7 +116,7 @@ class DockerBackend:
         try:
             self.engine.start(handle.container_id)
         except EngineRefuses as refusal:
-            raise _gone_or(refusal, handle.container_id) from refusal
+            raise gone_or(refusal, handle.container_id) from refusal
 
     def revoke(self, handle: Handle) -> bool:
         """Return False: the engine starts a container at once."""
@@ -203,7 +185,6 @@ class DockerCaptures:
     def __init__(self, engine: Engine, choice: CaptureChoice) -> None:
         self._engine = engine
         self._choice = choice
-        self._output = _Output(engine)
 
     @property
     def in_use(self) -> str:
@@ -217,26 +198,7 @@ class DockerCaptures:
         self._choice.determine(self._engine)
 
     def for_new(self, directory: Path, execution_id: str, log_line: Callable[[str], None]) -> Capture:
-        return self._choice.for_new(self._output, directory, execution_id, log_line)
+        return self._choice.for_new(self._engine, directory, execution_id, log_line)
 
     def for_existing(self, directory: Path, execution: Execution, log_line: Callable[[str], None]) -> Capture:
-        return self._choice.for_existing(self._output, directory, execution, log_line)
-
-
-class _Output:
-    """The output of an engine's containers."""
-
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
-        self.local = engine.local
-
-    def attach(self, container_id: str) -> OutputStream:
-        try:
-            return self._engine.attach(container_id)
-        except EngineRefuses as refusal:
-            raise _gone_or(refusal, container_id) from refusal
-
-
-def _gone_or(refusal: EngineRefuses, container_id: str) -> BackendRefuses:
-    """Return ContainerGone if that is what the engine means, else the refusal itself."""
-    return ContainerGone(refusal.diagnosis) if container_gone(refusal.message, container_id) else refusal
+        return self._choice.for_existing(self._engine, directory, execution, log_line)

@@ -10,15 +10,18 @@ import structlog
 
 from fastlane_grpc.capture.attach import AttachCapture, OutputSource, OutputStream
 from fastlane_grpc.capture.capture import Capture
+from fastlane_grpc.capture.container_files import ContainerFiles, NoFiles
 from fastlane_grpc.capture.recorder import Recorder, RecorderCapture
+from fastlane_grpc.docker.container_files import EngineFiles
 from fastlane_grpc.docker.engine import Engine
-from fastlane_grpc.docker.engine_errors import EngineDown, EngineRefuses
+from fastlane_grpc.docker.engine_errors import EngineDown, EngineRefuses, gone_or
 from fastlane_grpc.docker.handle import unpacked
 from fastlane_grpc.docker.probe import NotHere, not_here, probe
 from fastlane_grpc.machine.shortage import is_shortage, outlast
 from fastlane_grpc.model import CaptureMode, Execution
 
 DEFAULT_MAX_LOG_BYTES = 1 << 30
+_NO_ENGINE = "its engine is not configured any more"
 
 log = structlog.get_logger(__name__)
 
@@ -82,9 +85,7 @@ class CaptureChoice:
                 tell = log.warning if self.in_use == AttachCapture.name else log.info
                 tell("capture", host=self._host, in_use=self.in_use, reason=self.reason)
 
-    def for_new(
-        self, source: OutputSource, directory: Path, execution_id: str, log_line: Callable[[str], None]
-    ) -> Capture:
+    def for_new(self, engine: Engine, directory: Path, execution_id: str, log_line: Callable[[str], None]) -> Capture:
         """Return the capture of an execution that is about to start; `directory` holds its record.
 
         Raises EngineDown while the way of capture is not known: an execution that is launched anew comes from an
@@ -92,17 +93,24 @@ class CaptureChoice:
         """
         if not self.in_use:
             raise EngineDown("it is not known yet how the output of its containers is captured")
+        files = EngineFiles(engine, directory)
         if self._recorder:
-            return RecorderCapture(directory, execution_id, self._recorder)
+            return RecorderCapture(files, directory, execution_id, self._recorder)
         return AttachCapture(
-            source, directory / "log", execution_id, max_log_bytes=self._max_log_bytes, log_line=log_line
+            _Output(engine),
+            files,
+            directory / "log",
+            execution_id,
+            max_log_bytes=self._max_log_bytes,
+            log_line=log_line,
         )
 
     def for_existing(
-        self, source: OutputSource, directory: Path, execution: Execution, log_line: Callable[[str], None]
+        self, engine: Engine, directory: Path, execution: Execution, log_line: Callable[[str], None]
     ) -> Capture:
         """Return the capture of an execution that was started before: in the same way, whatever is in use now."""
-        return _existing(source, directory, execution, log_line, self._max_log_bytes)
+        files = EngineFiles(engine, directory)
+        return _existing(_Output(engine), files, directory, execution, log_line, self._max_log_bytes)
 
     def _try(self, engine: Engine) -> str:
         """Return what the recorder cannot do on this host; empty: nothing. Raises NotHere if it does not work."""
@@ -157,22 +165,42 @@ class CaptureChoice:
 
 def capture_without_engine(directory: Path, execution: Execution, log_line: Callable[[str], None]) -> Capture:
     """Return the capture of an execution on an engine that is not configured any more, and is never asked."""
-    return _existing(_NoEngine(), directory, execution, log_line, DEFAULT_MAX_LOG_BYTES)
+    files = NoFiles(_NO_ENGINE)
+    return _existing(_NoEngine(), files, directory, execution, log_line, DEFAULT_MAX_LOG_BYTES)
+
+
+class _Output:
+    """The output of an engine's containers."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self.local = engine.local
+
+    def attach(self, container_id: str) -> OutputStream:
+        try:
+            return self._engine.attach(container_id)
+        except EngineRefuses as refusal:
+            raise gone_or(refusal, container_id) from refusal
 
 
 class _NoEngine:
     local = False
 
     def attach(self, container_id: str) -> OutputStream:
-        raise EngineDown("its engine is not configured any more")
+        raise EngineDown(_NO_ENGINE)
 
 
 def _existing(
-    source: OutputSource, directory: Path, execution: Execution, log_line: Callable[[str], None], max_log_bytes: int
+    source: OutputSource,
+    files: ContainerFiles,
+    directory: Path,
+    execution: Execution,
+    log_line: Callable[[str], None],
+    max_log_bytes: int,
 ) -> Capture:
     if unpacked(execution.handle).capture == RecorderCapture.name:
-        return RecorderCapture(directory, execution.id, None)
-    return AttachCapture(source, directory / "log", execution.id, max_log_bytes=max_log_bytes, log_line=log_line)
+        return RecorderCapture(files, directory, execution.id, None)
+    return AttachCapture(source, files, directory / "log", execution.id, max_log_bytes=max_log_bytes, log_line=log_line)
 
 
 def _seen_as(engine: Engine, data_dir: Path) -> Path:

@@ -5,7 +5,7 @@ The texts are not documented. They are those of engines 20.10 to 28, of containe
 
 import re
 
-from fastlane_grpc.backend import BackendDown, BackendRefuses, Diagnosis, RefusalKind
+from fastlane_grpc.backend import BackendDown, BackendRefuses, ContainerGone, Diagnosis, RefusalKind
 from fastlane_grpc.model import Reason
 
 
@@ -171,6 +171,11 @@ def container_gone(message: str, container_id: str) -> bool:
     The engine sends the same text about another container whose network was asked for.
     """
     return (container_id in message and "no such container" in message.lower()) or bool(_GOES.search(message))
+
+
+def gone_or(refusal: EngineRefuses, container_id: str) -> BackendRefuses:
+    """Return ContainerGone if that is what the engine means, else the refusal itself."""
+    return ContainerGone(refusal.diagnosis) if container_gone(refusal.message, container_id) else refusal
 
 
 def command_reason(message: str) -> Reason | None:

@@ -35,7 +35,7 @@ from fastlane_grpc.execution.final_state import expired, failed, lost, not_start
 from fastlane_grpc.execution.lifecycle import LeftToNextServer, Lifecycle, Run, StopRequested
 from fastlane_grpc.execution.start_wait import Expired, revoke_for, wait_until_begun
 from fastlane_grpc.execution.stopping import Stopping
-from fastlane_grpc.inputs import ArchiveInvalid, archive_of
+from fastlane_grpc.inputs import ArchiveInvalid
 from fastlane_grpc.machine.data_directory import free_inodes
 from fastlane_grpc.model import PullPolicy, Reason, State, Waiting, WaitReason, utc_now
 from fastlane_grpc.secrets import SecretUnusable, Unreadable
@@ -333,16 +333,14 @@ def _take_existing_container(lifecycle: Lifecycle) -> None:
 
 
 def _write_inputs(lifecycle: Lifecycle) -> None:
-    """Write the inputs of the job into the container. Raises CannotRun."""
+    """Write the inputs of the job into the container, unless its start brings them. Raises CannotRun."""
     inputs = lifecycle.spec.inputs
-    # Where the backend has no files, the capture brings them when the container begins.
-    if not inputs or not lifecycle.backend.has_files:
-        return
     try:
-        lifecycle.backend.unpack(lifecycle.container, archive_of(inputs, lifecycle.context.inputs.open))
+        written = lifecycle.capture.files.write_inputs(lifecycle.container)
     except ArchiveInvalid as error:
         raise CannotRun(Reason.INPUT_UNAVAILABLE, f"the inputs of the job are not complete: {error}") from error
-    lifecycle.log_line(f"wrote {len(inputs)} inputs of {sum(each.size_bytes for each in inputs)} bytes")
+    if written:
+        lifecycle.log_line(f"wrote {len(inputs)} inputs of {sum(each.size_bytes for each in inputs)} bytes")
 
 
 # -- capture and start

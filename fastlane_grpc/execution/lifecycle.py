@@ -159,13 +159,11 @@ class Lifecycle(Closing):
             capture.use_secrets(partial(self.context.secrets.read, self.spec.secret_envs, self.execution.task_id))
         if self.spec.stdin:
             capture.use_stdin(self._content_of(self.spec.stdin))
-        if self.backend.has_files:
-            return
         if self.spec.inputs:
             self._check_inputs()
-            capture.use_inputs(partial(archive_of, self.spec.inputs, self.context.inputs.open))
+            capture.files.use_inputs(partial(archive_of, self.spec.inputs, self.context.inputs.open))
         if self.spec.outputs:
-            capture.use_outputs(self.spec.outputs, self.context.max_output_bytes)
+            capture.files.use_outputs(self.spec.outputs, self.context.max_output_bytes)
 
     def _check_inputs(self) -> None:
         """Raise CannotRun if a content of the inputs is not there any more, or not whole."""
@@ -230,7 +228,7 @@ class Lifecycle(Closing):
         if handle is None:
             return
         try:
-            self.capture.discard_outputs()
+            self.capture.files.discard_outputs()
         except OSError as error:
             self.log.warning("outputs that are kept are there twice", error=str(error))
         try:
@@ -244,7 +242,7 @@ class Lifecycle(Closing):
         if not paths or handle is None or not self._attempt.fenced or self.gives_up_outputs:
             return None
         file = self.context.logs.outputs_path(self.execution.id)
-        outputs = collect(self.backend, self.capture, handle, paths, file, self.context.max_output_bytes)
+        outputs = collect(self.backend, self.capture.files, handle, paths, file, self.context.max_output_bytes)
         for path in outputs.missing:
             self.log_line(f"the container has no {path}, which was to be kept")
         if outputs.fault:

@@ -4,16 +4,11 @@ import errno
 import hashlib
 import os
 import tarfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from functools import partial
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import BinaryIO, TypeAlias
 
 from fastlane_grpc.backend import Backend, BackendDown, BackendRefuses, Handle
-from fastlane_grpc.capture.capture import Capture
-from fastlane_grpc.capture.recorder import MOUNT_TARGET
-from fastlane_grpc.capture.relayed_outputs import OutputsTooLarge
+from fastlane_grpc.capture.container_files import ContainerFiles, OpenOutput, OutputsTooLarge
 from fastlane_grpc.inputs import ArchiveInvalid, rewritten
 from fastlane_grpc.model import Outputs, OutputsFault
 
@@ -21,20 +16,16 @@ from fastlane_grpc.model import Outputs, OutputsFault
 _PING_SECONDS = 5.0
 
 
-# Opens the archive of a path in the container; None: the container has no such path.
-_Open: TypeAlias = Callable[[str], BinaryIO | None]
-
-
 def collect(
-    backend: Backend, capture: Capture, handle: Handle, paths: Sequence[str], file: Path, max_bytes: int
+    backend: Backend, files: ContainerFiles, handle: Handle, paths: Sequence[str], file: Path, max_bytes: int
 ) -> Outputs:
     """Write the archive, on disk when this returns. An archive of an earlier try is replaced.
 
     Raises BackendDown: nothing is kept, and a later try may collect everything.
     """
     try:
-        with _opening(backend, capture, handle, paths, file.parent) as opened:
-            return _collect(opened, paths, file, max_bytes)
+        with files.outputs(handle, paths) as open_output:
+            return _collect(open_output, paths, file, max_bytes)
     except OutputsTooLarge:
         outputs = Outputs(
             fault=OutputsFault.TOO_LARGE, detail=f"the outputs take more than {max_bytes} bytes (max_output_bytes)"
@@ -55,43 +46,14 @@ def collect(
     return outputs
 
 
-@contextmanager
-def _opening(
-    backend: Backend, capture: Capture, handle: Handle, paths: Sequence[str], directory: Path
-) -> Iterator[_Open]:
-    """Return what opens the archive of a path: the backend, or the capture for one that has no files."""
-    if not backend.has_files:
-        yield partial(capture.kept, paths)
-        return
-    with _mounted_again(backend, handle, directory):
-        yield partial(backend.archive, handle)
-
-
-@contextmanager
-def _mounted_again(backend: Backend, handle: Handle, directory: Path) -> Iterator[None]:
-    """Create anew, and empty, the directory that the recorder was given: an engine mounts all of a container's
-    directories again to read its files, and finds no file if one is missing."""
-    mount = directory / backend.mount_name(handle, MOUNT_TARGET)
-    if mount == directory:
-        yield
-        return
-    mount.mkdir(mode=0o700, exist_ok=True)
-    try:
-        yield
-    finally:
-        # Not empty, it is deleted with the log.
-        with suppress(OSError):
-            mount.rmdir()
-
-
-def _collect(opened_at: _Open, paths: Sequence[str], file: Path, max_bytes: int) -> Outputs:
+def _collect(open_output: OpenOutput, paths: Sequence[str], file: Path, max_bytes: int) -> Outputs:
     missing, entries = [], 0
     file.unlink(missing_ok=True)
     opened = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     with os.fdopen(opened, "wb") as target:
         archive = _Archive(target.write, max_bytes)
         for path in paths:
-            source = opened_at(path)
+            source = open_output(path)
             if source is None:
                 missing.append(path)
                 continue

@@ -5,9 +5,8 @@ scheduling gate, and `start` removes the gate: until then no node has the pod, a
 """
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from datetime import timedelta
-from typing import BinaryIO
 
 from fastlane_grpc.backend import (
     BackendRefuses,
@@ -52,7 +51,6 @@ class KubernetesBackend:
 
     starts_at_once = False
     keeps_images = False
-    has_files = False
     kind = HostKind.KUBERNETES
 
     def __init__(
@@ -116,15 +114,6 @@ class KubernetesBackend:
             if refusal.status == 409:
                 raise NameTaken(refusal.diagnosis) from refusal
             raise
-
-    def unpack(self, handle: Handle, archive: Iterable[bytes]) -> None:
-        raise NotImplementedError("the relay of a pod brings its inputs")
-
-    def mount_name(self, handle: Handle, target: str) -> str:
-        return ""
-
-    def archive(self, handle: Handle, path: str) -> BinaryIO | None:
-        raise NotImplementedError("the relay of a pod brings what it keeps")
 
     def before_start(self, handle: Handle) -> Handle:
         return handle
