@@ -17,19 +17,26 @@ import structlog
 import uvloop
 
 from fastlane_grpc.api import Inputs, OutputReader, Receivers, Service, payload
-from fastlane_grpc.backend import BackendDown
+from fastlane_grpc.backend import BackendDown, capture_of
 from fastlane_grpc.backoff import Backoff
 from fastlane_grpc.call_log import CallLog
 from fastlane_grpc.capture.capture import Capture, Captures
-from fastlane_grpc.capture.kubelet import KubeletCaptures
+from fastlane_grpc.capture.kubelet import KubeletCapture, KubeletCaptures, NoNodeLogs
+from fastlane_grpc.capture.pod_captures import PodCaptures
 from fastlane_grpc.capture.relay_tokens import RelayTokens
 from fastlane_grpc.capture.relayed import RelayedCapture, RelayedCaptures, RelayKit
-from fastlane_grpc.capture.relayed_record import pod_number
 from fastlane_grpc.config import AnyHostSettings, HostSettings, KubernetesHostSettings, Settings
 from fastlane_grpc.counts import CallCounts, Counts
 from fastlane_grpc.debugging import DebugDump, RecentLines, block_signals
 from fastlane_grpc.dispatcher import LONGEST_SLEEP_SECONDS, Dispatcher
-from fastlane_grpc.docker import CaptureChoice, DockerBackend, DockerCaptures, Engine, capture_without_engine
+from fastlane_grpc.docker import (
+    DEFAULT_MAX_LOG_BYTES,
+    CaptureChoice,
+    DockerBackend,
+    DockerCaptures,
+    Engine,
+    capture_without_engine,
+)
 from fastlane_grpc.errors import CannotServe, ExecutionNotFound, ServerFailed, StoreFailed
 from fastlane_grpc.execution import BackendRunner, Host, RemovedHostRunner, Step, Sweeper, UsageSampler, callers_trace
 from fastlane_grpc.health_socket import open_health_socket
@@ -167,7 +174,7 @@ class Server:
         self.supervisor = Supervisor(self._down)
         # Called in order, on the loop, with the executions of each commit.
         self.listeners: list[Callable[[Sequence[Execution]], None]] = []
-        listeners = 1 + bool(settings.http_listen) + bool(settings.relayed_hosts)
+        listeners = 1 + bool(settings.http_listen) + bool(settings.kubernetes_hosts)
         self.open_files = OpenFiles.of(raise_limit(), max_running=settings.max_running, listeners=listeners)
         self.store_health = StoreHealth()
         self.counts = Counts()
@@ -331,18 +338,29 @@ class Server:
     async def open_relays(self, parts: AsyncExitStack) -> None:
         """Receive the output of pods, if a host is a cluster. Closed after the last execution's thread."""
         settings = self.settings
-        if not settings.relayed_hosts:
+        if not settings.kubernetes_hosts:
             return
         self.relay_tokens = RelayTokens.kept_in(settings.data_dir)
+        if not settings.relayed_hosts and not await self._has_relays():
+            return
         relays = RelayServer(
             self.relay_tokens,
             self._relayed_directory,
             max_log_bytes=settings.max_log_bytes,
-            max_connections=self.open_files.max_relays(sum(host.max_running for host in settings.relayed_hosts)),
+            max_connections=self.open_files.max_relays(sum(host.max_running for host in settings.kubernetes_hosts)),
         )
         parts.push_async_callback(relays.stop)
         port = await relays.start(settings.relay_listen, self.certificates)
         _warn_of_plain_relays(settings, port)
+
+    async def _has_relays(self) -> bool:
+        """Whether relays of an earlier server still run, though no host is configured to have any."""
+        left = [each.execution for each in await self.store.unfinished()]
+        count = sum(capture_of(execution.handle) == RelayedCapture.name for execution in left)
+        fault = _fault_of_plain_relays(self.settings)
+        if count and fault:
+            log.warning(f"the relays of {count} executions are not listened to: {fault}")
+        return count > 0 and not fault
 
     async def _relayed_directory(self, execution_id: str) -> Path | None:
         """Return the directory of the record of an execution that has not ended; None: there is no such execution."""
@@ -406,8 +424,6 @@ class Server:
         from fastlane_grpc.kubernetes import PodLogs
 
         max_log_bytes = self.settings.max_log_bytes
-        if configured.capture is PodCaptureMode.KUBELET:
-            return KubeletCaptures(PodLogs(api), max_log_bytes=max_log_bytes)
         assert self.relay_tokens, "opened before the hosts"
         kit = RelayKit(
             configured.kit_image,
@@ -417,7 +433,9 @@ class Server:
             self._authorities_of_relays(),
             api.pod_of_account,
         )
-        return RelayedCaptures(kit)
+        relay, kubelet = RelayedCaptures(kit), KubeletCaptures(PodLogs(api), max_log_bytes=max_log_bytes)
+        is_relayed = configured.capture is PodCaptureMode.RELAY
+        return PodCaptures(relay, kubelet) if is_relayed else PodCaptures(kubelet, relay)
 
     def _authorities_of_relays(self) -> Callable[[], str]:
         """Return a function that returns the certificates by which relays know this server; empty: without TLS."""
@@ -792,8 +810,12 @@ def _smtp_server(settings: Settings) -> SmtpServer | None:
 
 def _capture_without_host(directory: Path, execution: Execution, log_line: Callable[[str], None]) -> Capture:
     """Return the capture of an execution on a host that is not configured any more."""
-    if pod_number(directory):
+    capture = capture_of(execution.handle)
+    if capture == RelayedCapture.name:
         return RelayedCapture(directory, execution.id, None)
+    if capture == KubeletCapture.name:
+        left = KubeletCaptures(NoNodeLogs(), max_log_bytes=DEFAULT_MAX_LOG_BYTES)
+        return left.for_existing(directory, execution, log_line)
     return capture_without_engine(directory, execution, log_line)
 
 
@@ -817,11 +839,18 @@ def check_reach(settings: Settings) -> None:
             raise CannotServe(
                 f"other machines reach {listen}: {faults}; set these, listen on 127.0.0.1, or accept it with --insecure"
             )
-    if settings.relayed_hosts and not settings.tls_cert and not is_loopback(settings.relay_listen):
-        raise CannotServe(
-            f"pods would send their output to {settings.relay_listen}, and get secrets of jobs, in the clear "
-            "(tls_cert); set tls_cert and tls_key, or accept it with --insecure"
-        )
+    if settings.relayed_hosts and (fault := _fault_of_plain_relays(settings)):
+        raise CannotServe(fault)
+
+
+def _fault_of_plain_relays(settings: Settings) -> str:
+    """Return what is wrong with listening for relays; empty: nothing, or it is accepted."""
+    if settings.insecure or settings.tls_cert or is_loopback(settings.relay_listen):
+        return ""
+    return (
+        f"pods would send their output to {settings.relay_listen}, and get secrets of jobs, in the clear "
+        "(tls_cert); set tls_cert and tls_key, or accept it with --insecure"
+    )
 
 
 def _warn_of_plain_relays(settings: Settings, port: int) -> None:

@@ -3,6 +3,7 @@
 The module imports no backend and no SDK. Every promise of `execution/` rests on the words of this module alone.
 """
 
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -108,11 +109,18 @@ class PullFailed(Exception):
 class Handle:
     """The backend's knowledge about the container of an execution. `text` is JSON, and opaque to everybody else.
 
+    One field of it is not: `capture` is the name of the way of capture (see `capture_of`).
+
     `container_id` is the container's name for people; no backend finds a container by it alone.
     """
 
     container_id: str
     text: str
+
+
+def capture_of(text: str) -> str:
+    """Return the way of capture that the text of a handle names; empty: none, as there is no container."""
+    return str(json.loads(text).get("capture", "")) if text else ""
 
 
 @dataclass(frozen=True, slots=True)

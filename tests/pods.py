@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from fastlane_grpc.backend import Image
-from fastlane_grpc.capture.capture import ContainerEnd, ReadSecrets
+from fastlane_grpc.capture.capture import ContainerEnd, ReadSecrets, Wait
 from fastlane_grpc.capture.container_files import NoFiles
 from fastlane_grpc.capture.handoff import Delivery
 from fastlane_grpc.model import Assignment, Execution, JobSpec, State, Times, new_id, utc_now
@@ -71,7 +71,7 @@ class NoCapture:
     def abandon_unwritten(self) -> None:
         """Do nothing."""
 
-    def drain(self, end: ContainerEnd | None) -> str:
+    def drain(self, end: ContainerEnd | None, wait: Wait) -> str:
         return ""
 
     def seal(self, exit_code: int | None, facts: Mapping[str, object]) -> None:

@@ -5,6 +5,7 @@ import contextlib
 import socket
 import struct
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -110,7 +111,7 @@ def test_a_stream_that_ended_in_time_between_two_frames_is_whole(stream: Stream)
     capture = stream.capture()
     stream.says(frame(2, b"error"), frame(1, b""), frame(1, b"out"))
     stream.ends()
-    assert not capture.drain(ContainerEnd(now(), witnessed=True))
+    assert not capture.drain(ContainerEnd(now(), witnessed=True), time.sleep)
     output = sealed(stream, capture)
     assert (output.stdout, output.stderr, gaps(output)) == (b"first out", b"error", [])
     assert capture.first_byte_time is not None
@@ -128,7 +129,7 @@ def test_a_stream_that_ended_in_time_between_two_frames_is_whole(stream: Stream)
 def test_a_stream_that_may_have_been_cut_short_ends_with_a_gap(stream: Stream, end: Callable[[], ContainerEnd]) -> None:
     capture = stream.capture()
     stream.ends()
-    assert capture.drain(end())
+    assert capture.drain(end(), time.sleep)
     output = sealed(stream, capture)
     assert (output.stdout, gaps(output)) == (b"first ", UNKNOWN)
 
@@ -138,7 +139,7 @@ def test_a_frame_that_is_torn_is_a_gap_after_what_came_of_it(stream: Stream, tai
     capture = stream.capture()
     stream.says(tail)
     stream.ends()
-    assert capture.drain(ContainerEnd(now(), witnessed=True))
+    assert capture.drain(ContainerEnd(now(), witnessed=True), time.sleep)
     output = sealed(stream, capture)
     assert output.stdout == b"first " + tail[8:]
     assert gaps(output) == UNKNOWN
@@ -148,7 +149,7 @@ def test_what_the_engine_says_of_itself_is_told_and_makes_the_log_doubtful(strea
     capture = stream.capture()
     stream.says(frame(3, b"something broke\n"), frame(1, b"more"))
     stream.ends()
-    assert capture.drain(ContainerEnd(now(), witnessed=True))
+    assert capture.drain(ContainerEnd(now(), witnessed=True), time.sleep)
     output = sealed(stream, capture)
     assert (output.stdout, output.stderr, gaps(output)) == (b"first more", b"", UNKNOWN)
     assert stream.said == ["the engine says of the output: something broke"]
@@ -156,7 +157,7 @@ def test_what_the_engine_says_of_itself_is_told_and_makes_the_log_doubtful(strea
 
 def test_a_stream_of_a_container_that_never_ran_is_not_waited_for(stream: Stream) -> None:
     capture = stream.capture()
-    capture.drain(None)
+    capture.drain(None, time.sleep)
     assert gaps(sealed(stream, capture)) == []
 
 
@@ -166,7 +167,7 @@ def test_a_break_is_a_gap_and_then_it_goes_on(stream: Stream) -> None:
     capture = stream.capture(resume=True)
     stream.says(frame(1, b"after"))
     stream.ends()
-    assert capture.drain(ContainerEnd(now(), witnessed=True))
+    assert capture.drain(ContainerEnd(now(), witnessed=True), time.sleep)
     output = sealed(stream, capture)
     assert output.stdout.endswith(b"first after")
     assert gaps(output) == UNKNOWN
@@ -177,7 +178,7 @@ def test_a_break_that_is_found_twice_at_one_place_is_one_gap(stream: Stream) -> 
     capture = stream.new_capture()
     capture.resume(None)
     capture.resume(None)
-    assert capture.drain(ContainerEnd(now(), witnessed=True))
+    assert capture.drain(ContainerEnd(now(), witnessed=True), time.sleep)
     assert gaps(sealed(stream, capture)) == UNKNOWN
 
 

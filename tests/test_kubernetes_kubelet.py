@@ -9,14 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from fastlane_grpc.capture import kubelet
 from fastlane_grpc.capture.capture import Captures
 from fastlane_grpc.capture.kubelet import KubeletCaptures
 from fastlane_grpc.config import SecretSettings
 from fastlane_grpc.execution import Step
 from fastlane_grpc.inputs import InputFiles
 from fastlane_grpc.model import Cause, PullPolicy, Reason, Source, State, Stdin, Ulimit
-from fastlane_grpc.runner import LeaveCommand
+from fastlane_grpc.runner import HostDown, LeaveCommand
 from fastlane_grpc.secrets import NamedSecrets
+from tests.cluster.account import Account, of_kind
 from tests.cluster.harness import ClusterHarness
 from tests.cluster.processes import wait_until
 from tests.cluster.relayed import SH, outcome
@@ -41,10 +43,13 @@ SOON = timedelta(seconds=4)
 class KubeletHarness(ClusterHarness):
     """A server's lower floors over one namespace of a cluster, whose pods have no relay."""
 
+    # Of the account that reads logs; None: that of the cluster.
+    kubeconfig: Path | None = None
+
     def captures_of_pods(self) -> Captures:
         from fastlane_grpc.kubernetes import ClusterApi, PodLogs
 
-        api = ClusterApi(kubeconfig=self.cluster.kubeconfig, namespace=self.namespace)
+        api = ClusterApi(kubeconfig=self.kubeconfig or self.cluster.kubeconfig, namespace=self.namespace)
         return KubeletCaptures(PodLogs(api), max_log_bytes=1 << 30)
 
     def pods(self) -> "KubernetesBackend":
@@ -183,6 +188,43 @@ def test_a_pod_that_is_removed_at_once_leaves_a_gap_at_the_end_of_its_log(harnes
     execution = going.result()
     assert (execution.state, outcome(execution).reason) == (State.LOST, Reason.EVICTED)
     assert printed(harness, going) == (b"first\n", [GAP])
+
+
+def test_a_pod_that_was_removed_while_no_server_was_there_leaves_a_gap(harness: KubeletHarness) -> None:
+    going = harness.go_script("echo first; exec sleep 1000")
+    harness.wait_for_output(going.id, b"first")
+    going.mailbox.put(LeaveCommand())
+    assert going.failure()
+    harness.cluster.api().delete_namespaced_pod(f"fastlane-{going.id}", harness.namespace, grace_period_seconds=0)
+    harness.reopen()
+    going = harness.adopt(going.id)
+    execution = going.result()
+    assert (execution.state, outcome(execution).reason) == (State.LOST, Reason.CONTAINER_GONE)
+    assert printed(harness, going) == (b"first\n", [GAP])
+
+
+def test_a_server_that_stops_waits_for_no_log_that_it_does_not_get(
+    harness: KubeletHarness, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    account = Account(tmp_path, harness.cluster, harness.namespace)
+    verbs = of_kind("Role")["rules"][0]["verbs"]
+    account.add({"apiGroups": [""], "resources": ["pods/log"], "verbs": ["get"]})
+    harness.kubeconfig = account.kubeconfig
+    harness.reopen()
+    # Longer than a test lasts: only the command to leave can end it.
+    monkeypatch.setattr(kubelet, "DRAIN_SECONDS", 3600.0)
+    going = harness.go_script("echo first; sleep 5; echo last; exit 4")
+    harness.wait_for_output(going.id, b"first")
+    account.allow(*verbs)
+    harness.wait_for_system(going.id, "the output is not read for now")
+    going.wait_for(Step.DIED)
+    going.mailbox.put(LeaveCommand())
+    assert isinstance(going.failure(), HostDown)
+    account.add({"apiGroups": [""], "resources": ["pods/log"], "verbs": ["get"]})
+    harness.reopen()
+    going = harness.adopt(going.id)
+    assert outcome(going.result()).exit_code == 4
+    assert printed(harness, going) == (b"first\nlast\n", [])
 
 
 def test_what_an_image_lacks_has_its_reason(harness: KubeletHarness) -> None:

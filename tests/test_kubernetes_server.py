@@ -45,6 +45,9 @@ pytestmark = [pytest.mark.cluster, pytest.mark.timeout(180)]
 ROUNDS = int(os.environ.get("CHAOS_ROUNDS", "3"))
 SEED = int(os.environ.get("CHAOS_SEED", "1"))
 LINES = 400_000
+# Some ten seconds.
+SLOW_LINES = "i=0; while [ $i -lt 200 ]; do i=$((i + 1)); printf '%098d\\n' $i; sleep 0.05; done"
+ALL_SLOW_LINES = b"".join(b"%098d\n" % number for number in range(1, 201))
 FLOOD = f"yes | head -n {LINES} | awk '{{printf \"%098d\\n\", NR}}'; exit 4"
 WHOLE = b"".join(b"%098d\n" % number for number in range(1, LINES + 1))
 
@@ -342,7 +345,15 @@ def test_no_byte_reaches_the_record_of_an_execution_that_has_ended(harness: Harn
         assert (directory / "log").read_bytes() == before
 
 
-def test_a_pod_of_a_host_that_was_removed_is_lost_with_a_gap_after_what_came(harness: Harness) -> None:
+@pytest.mark.parametrize(
+    ("capture", "sources"),
+    [("relay", {pb.SOURCE_STDOUT, pb.SOURCE_STDERR}), ("kubelet", {pb.SOURCE_STDOUT})],
+    ids=["relay", "kubelet"],
+)
+def test_a_pod_of_a_host_that_was_removed_is_lost_with_a_gap_after_what_came(
+    harness: Harness, capture: str, sources: set[int]
+) -> None:
+    harness.settings("insecure = true", capture=capture)
     with harness.client() as client:
         job = client.enqueue("pod-a", harness.image, args=["echo first; sleep 1000"], entrypoint=["sh", "-c"])
         reader = Reader(client, job.execution.id)
@@ -353,10 +364,43 @@ def test_a_pod_of_a_host_that_was_removed_is_lost_with_a_gap_after_what_came(har
         assert reader.end().state == pb.STATE_LOST
         assert reader.execution().outcome.reason == pb.REASON_HOST_GONE
         assert reader.stdout == b"first\n"
-        assert {(gap.source, gap.missing_bytes) for gap in reader.gaps} == {
-            (pb.SOURCE_STDOUT, None),
-            (pb.SOURCE_STDERR, None),
-        }
+        assert {(gap.source, gap.missing_bytes) for gap in reader.gaps} == {(each, None) for each in sources}
+
+
+def test_executions_end_as_they_began_when_the_capture_of_their_host_is_changed(harness: Harness) -> None:
+    relay, kubelet = {"capture": "relay"}, {"capture": "kubelet", "kit_image": "", "relay_address": ""}
+
+    def begun(script: str, wanted: bytes = b"%098d\n" % 1, **more: Any) -> Reader:
+        job = client.enqueue("pod-a", harness.image, args=[script], entrypoint=["sh", "-c"], **more)
+        reader = Reader(client, job.execution.id)
+        reader.wait_for_output(wanted)
+        return reader
+
+    def change_to(settings: dict[str, str], number: int) -> None:
+        harness.server.end(number)
+        harness.settings("insecure = true", **settings)
+        harness.server.start()
+
+    harness.settings("insecure = true")
+    with harness.client() as client:
+        first = begun(f"{SLOW_LINES}; mkdir /kept; echo kept >/kept/it; exit 4", outputs=["/kept"])
+        polite = begun("trap 'echo bye; exit 7' TERM; echo up; while :; do sleep 0.1; done", b"up\n")
+        change_to(kubelet, signal.SIGTERM)
+        second = begun(f"{SLOW_LINES}; exit 5")
+        client.stop(polite.execution().job_id, grace=60)
+        change_to(relay, signal.SIGKILL)
+        third = begun(f"{SLOW_LINES}; exit 6")
+        change_to(kubelet, signal.SIGTERM)
+        for reader, exit_code, capture in ((first, 4, "relay"), (second, 5, "kubelet"), (third, 6, "relay")):
+            assert reader.end().exit_status == exit_code
+            assert f"output captured by {capture}" in reader.system
+            assert capture == "kubelet" or (reader.stdout, reader.gaps) == (ALL_SLOW_LINES, [])
+        # A node may have rotated its log while no server read it: then a gap says so.
+        assert second.stdout == ALL_SLOW_LINES or second.gaps
+        assert client.execution(first.execution_id).outputs.entries == 2
+        assert (polite.end().state, polite.execution().outcome.exit_code) == (pb.STATE_STOPPED, 7)
+        assert (polite.stdout, polite.gaps) == (b"up\nbye\n", [])
+    wait_until(lambda: not harness.cluster.api().list_namespaced_pod(harness.namespace).items, "all pods are removed")
 
 
 def test_pods_send_nothing_in_the_clear_unless_that_is_accepted(harness: Harness) -> None:

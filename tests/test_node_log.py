@@ -1,7 +1,9 @@
 """The log of a node read into a record: contiguous, or with a gap, whatever the node and the servers do meanwhile."""
 
 import random
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
@@ -219,11 +221,21 @@ def test_a_long_line_takes_no_more_memory_than_a_part(
 
 
 def test_a_full_disk_is_waited_for_until_the_reader_is_stopped(reading: Reading, node: Node) -> None:
+    class Stopping(threading.Event):
+        def wait(self, timeout: float | None = None) -> bool:
+            failed.set()
+            return super().wait(timeout)
+
+    failed = threading.Event()
+    reading.reader.stopping = Stopping()
     node.print(b"one\n")
     reading.note.with_suffix(".new").mkdir()
-    reading.reader.stopping.set()
-    with pytest.raises(ReadingStopped):
-        reading.reader.read_on()
+    with ThreadPoolExecutor(1) as threads:
+        waits = threads.submit(reading.reader.read_on)
+        assert failed.wait(60)
+        reading.reader.stop()
+        with pytest.raises(ReadingStopped):
+            waits.result(60)
     reading.note.with_suffix(".new").rmdir()
     reading.restart()
     reading.reader.read_on()

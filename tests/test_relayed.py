@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 
 from fastlane_grpc.backend import CannotRun, Image
+from fastlane_grpc.capture.capture import ContainerEnd
 from fastlane_grpc.capture.relay_tokens import KEY_FILE, RelayTokens
-from fastlane_grpc.capture.relayed import ACCOUNT, DELIVERY_SECONDS, NO_NEEDS, JobNeeds, RelayKit
+from fastlane_grpc.capture.relayed import ACCOUNT, DELIVERY_SECONDS, NO_NEEDS, JobNeeds, RelayedCapture, RelayKit
+from fastlane_grpc.capture.relayed_record import Permission, decide, new_pod
 from fastlane_grpc.errors import CannotServe
 from fastlane_grpc.kubernetes.pod_body import PodSettings, pod_body
 from fastlane_grpc.model import Tmpfs, Ulimit
@@ -73,6 +75,19 @@ def test_the_account_of_a_pod_is_for_its_relay_alone_where_a_job_gets_something(
         False,
     ]
     assert [kit.is_of_pod("fastlane-e", account) for account in ("t", "u", "")] == [True, False, False]
+
+
+def test_a_server_that_leaves_waits_for_no_relay(tmp_path: Path) -> None:
+    class Leaving(Exception):
+        pass
+
+    def leave(seconds: float) -> None:
+        raise Leaving
+
+    new_pod(tmp_path)
+    decide(tmp_path, Permission.GRANTED)
+    with pytest.raises(Leaving):
+        RelayedCapture(tmp_path, "e", KIT).drain(ContainerEnd(None, witnessed=True), leave)
 
 
 def test_the_recorder_sets_the_limits_of_the_command() -> None:

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import structlog
 
 from fastlane_grpc.backend import CannotRun, Image
-from fastlane_grpc.capture.capture import ContainerEnd, ReadSecrets, not_kept
+from fastlane_grpc.capture.capture import ContainerEnd, ReadSecrets, Wait, not_kept
 from fastlane_grpc.capture.container_files import ContainerFiles
 from fastlane_grpc.capture.frames import Frames, Pieces
 from fastlane_grpc.capture.handoff import CommandStatus, Delivery
@@ -141,7 +141,8 @@ class AttachCapture:
         if self._follower:
             self._follower.abandoning.set()
 
-    def drain(self, end: ContainerEnd | None) -> str:
+    def drain(self, end: ContainerEnd | None, wait: Wait) -> str:
+        """Wait for the end of the stream, whatever happens: the engine keeps nothing of it for a later `resume`."""
         follower, self._follower = self._follower, None
         record = self._record.writer
         if follower is None or record is None:

@@ -20,6 +20,9 @@ T = TypeVar("T")
 # Returns the value of each variable.
 ReadSecrets: TypeAlias = Callable[[], Mapping[str, bytes]]
 
+# Waits for so many seconds, or less. Raises what the caller does not wait any longer for.
+Wait: TypeAlias = Callable[[float], None]
+
 
 @dataclass(frozen=True, slots=True)
 class ContainerEnd:
@@ -122,10 +125,11 @@ class Capture(Protocol):
     def delivered(self) -> bool:
         """Whether nothing of the output of an ended container is on its way from another machine."""
 
-    def drain(self, end: ContainerEnd | None) -> str:
+    def drain(self, end: ContainerEnd | None, wait: Wait) -> str:
         """Wait for the last bytes, and return what may be missing; empty if every byte is in the record.
 
-        `end` is None if the container never ran and there is nothing to wait for.
+        `end` is None if the container never ran and there is nothing to wait for. What `wait` raises ends a wait for
+        bytes that are still there for a later `resume`.
         """
 
     def seal(self, exit_code: int | None, facts: Mapping[str, object]) -> Trailer | None:

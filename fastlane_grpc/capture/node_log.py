@@ -44,7 +44,7 @@ class LogNotThere(Exception):
 
 
 class ReadingStopped(Exception):
-    """The reader was told to stop while the disk was full."""
+    """The reader was told to stop."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +59,7 @@ class Place:
 
 
 class NodeLogReader:
-    """Reads the log of a node into `record`. Used by one thread at a time; any thread may set `stopping`.
+    """Reads the log of a node into `record`. Used by one thread at a time; any thread may call `stop`.
 
     The place that was reached is noted in the file `note`, so that the next server goes on there.
     """
@@ -67,6 +67,8 @@ class NodeLogReader:
     def __init__(self, node_log: NodeLog, record: RecordWriter, note: Path, *, is_new: bool) -> None:
         """`is_new`: nothing can have been rotated away before the first answer."""
         self.stopping = threading.Event()
+        # Held while something is written.
+        self._writing = threading.Lock()
         # No gap of unknown size so far.
         self.whole = True
         self._node_log = node_log
@@ -98,6 +100,11 @@ class NodeLogReader:
         # The line at which the last answer ended is not there any more. All lines that are there came after it.
         self.mark_gap()
         return self._all()
+
+    def stop(self) -> None:
+        """Write nothing from now on: when this returns, the record is somebody else's."""
+        with self._writing:
+            self.stopping.set()
 
     def mark_gap(self) -> None:
         """Write that something may be missing here: once for the same place in the record."""
@@ -171,7 +178,10 @@ class NodeLogReader:
         is_told = False
         while True:
             try:
-                return write()
+                with self._writing:
+                    if self.stopping.is_set():
+                        raise ReadingStopped
+                    return write()
             except OSError as error:
                 if not is_told:
                     log.warning("output cannot be stored; trying again", file=os.fspath(self._note), error=str(error))

@@ -20,7 +20,7 @@ import structlog
 
 from fastlane_grpc import recorder as program
 from fastlane_grpc.backend import CannotRun, Image
-from fastlane_grpc.capture.capture import ContainerEnd, ReadSecrets, ask_record, not_kept
+from fastlane_grpc.capture.capture import ContainerEnd, ReadSecrets, Wait, ask_record, not_kept
 from fastlane_grpc.capture.container_files import ContainerFiles
 from fastlane_grpc.capture.handoff import CommandStatus, Delivery, RecordHandoff
 from fastlane_grpc.capture.handoff_watcher import handoff_watcher
@@ -220,7 +220,7 @@ class RecorderCapture:
         """Let the recorder obey a hard stop. The mark on the record proves that the hard stop comes from a server."""
         self._handoff.permit_hard_stop()
 
-    def drain(self, end: ContainerEnd | None) -> str:
+    def drain(self, end: ContainerEnd | None, wait: Wait) -> str:
         if end is None:
             return ""
         trailer = self.trailer()

@@ -19,7 +19,7 @@ from typing import Any
 import structlog
 
 from fastlane_grpc.backend import Image
-from fastlane_grpc.capture.capture import ContainerEnd, ReadSecrets, not_kept
+from fastlane_grpc.capture.capture import ContainerEnd, ReadSecrets, Wait, not_kept
 from fastlane_grpc.capture.handoff import CommandStatus, Delivery, packed_variables
 from fastlane_grpc.capture.record_retries import retry_until_written
 from fastlane_grpc.capture.recorder import capabilities_by_recorder, command_of, ulimits_by_recorder
@@ -358,11 +358,11 @@ class RelayedCapture:
         # What the job keeps comes after its output.
         return expected(self._directory) is None and self.trailer() is not None
 
-    def drain(self, end: ContainerEnd | None) -> str:
+    def drain(self, end: ContainerEnd | None, wait: Wait) -> str:
         """Wait until the relay has delivered everything, or is silent for too long."""
         if end is None:
             return ""
-        trailer = self._delivered()
+        trailer = self._delivered(wait)
         self._cut = trailer is None and not is_complete(self._directory)
         totals = trailer.totals if trailer else () if self._cut else retry_until_written(self._totals)
         if self._cut or (trailer is None and any(each.crc32 is None for each in totals)):
@@ -392,7 +392,7 @@ class RelayedCapture:
     def _is_of_pod(self, account: str) -> bool:
         return self._kit is not None and self._kit.is_of_pod(f"fastlane-{self._execution_id}", account)
 
-    def _delivered(self) -> Trailer | None:
+    def _delivered(self, wait: Wait) -> Trailer | None:
         """Wait for the trailer, and return it; None if everything came without one, or nothing comes any more."""
         size, until = -1, 0.0
         while (trailer := self.trailer()) is None:
@@ -404,7 +404,7 @@ class RelayedCapture:
             elif time.monotonic() > until:
                 log.warning("a relay does not deliver", execution_id=self._execution_id, bytes=size)
                 return None
-            time.sleep(LOOK_SECONDS)
+            wait(LOOK_SECONDS)
         return trailer
 
     def _size(self) -> int:

@@ -310,7 +310,7 @@ class Settings:
     relay_listen: str = setting(
         lambda: DEFAULT_RELAY_LISTEN,
         read_address,
-        "address to listen on for the relays of pods; in use only with a host of kind kubernetes and capture relay",
+        "address to listen on for the relays of pods; in use while a host of kind kubernetes has pods with relays",
     )
     relay_ca: Path | None = setting(
         lambda: None,

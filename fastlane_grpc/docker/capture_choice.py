@@ -8,6 +8,7 @@ from pathlib import Path
 
 import structlog
 
+from fastlane_grpc.backend import capture_of
 from fastlane_grpc.capture.attach import AttachCapture, OutputSource, OutputStream
 from fastlane_grpc.capture.capture import Capture
 from fastlane_grpc.capture.container_files import ContainerFiles, NoFiles
@@ -15,7 +16,6 @@ from fastlane_grpc.capture.recorder import Recorder, RecorderCapture
 from fastlane_grpc.docker.container_files import EngineFiles
 from fastlane_grpc.docker.engine import Engine
 from fastlane_grpc.docker.engine_errors import EngineDown, EngineRefuses, gone_or
-from fastlane_grpc.docker.handle import unpacked
 from fastlane_grpc.docker.probe import NotHere, not_here, probe
 from fastlane_grpc.machine.shortage import is_shortage, outlast
 from fastlane_grpc.model import CaptureMode, Execution
@@ -198,7 +198,7 @@ def _existing(
     log_line: Callable[[str], None],
     max_log_bytes: int,
 ) -> Capture:
-    if unpacked(execution.handle).capture == RecorderCapture.name:
+    if capture_of(execution.handle) == RecorderCapture.name:
         return RecorderCapture(files, directory, execution.id, None)
     return AttachCapture(source, files, directory / "log", execution.id, max_log_bytes=max_log_bytes, log_line=log_line)
 

@@ -97,15 +97,16 @@ class BackendRunner:
     def _run(self, lifecycle: Lifecycle) -> None:
         lifecycle.reached(Step.CLAIMED)
         try:
-            if lifecycle.attempt.fenced:
-                recover(lifecycle)
-            else:
-                _log_waiting_time(lifecycle)
-                launch(lifecycle)
+            try:
+                if lifecycle.attempt.fenced:
+                    recover(lifecycle)
+                else:
+                    _log_waiting_time(lifecycle)
+                    launch(lifecycle)
+            except BackendRefuses as refusal:
+                self._engine_failed(lifecycle, refusal)
         except BackendDown as error:
             self._host_down(lifecycle, error)
-        except BackendRefuses as refusal:
-            self._engine_failed(lifecycle, refusal)
 
     def _engine_failed(self, lifecycle: Lifecycle, refusal: BackendRefuses) -> None:
         """Finish an execution whose engine refuses what no engine should: endless tries would leave it unfinished."""

@@ -3,6 +3,7 @@
 The module needs no backend: also an execution whose host is not configured any more comes to its end here.
 """
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
@@ -115,9 +116,13 @@ class Closing:
         """Write one of fastlane's own lines into the log of the execution."""
         self.context.logs.system(self.execution.id, line)
 
+    def wait(self, seconds: float) -> None:
+        """Wait for the rest of the output of a container that has ended."""
+        time.sleep(seconds)
+
     def finish_as(self, final_state: FinalState, end: ContainerEnd | None = None) -> None:
         """Finish an execution with a known final state: it did not run, or its end was not observed."""
-        missing = self.capture.drain(end)
+        missing = self.capture.drain(end, self.wait)
         self.reached(Step.DRAINED)
         self._commit_end(final_state, missing if end else "")
 
@@ -194,7 +199,7 @@ class Closing:
         end = self._certain_end(trailer) if trailer else None
         if self.attempt.fenced and trailer is None:
             self.capture.resume(None)
-            self.capture.drain(ContainerEnd(None, witnessed=False))
+            self.capture.drain(ContainerEnd(None, witnessed=False), self.wait)
         trailer = self.capture.seal(None, {})
         self.context.logs.set_aside(self.execution.id)
         self.log_line(f"{why}; {_end_line(end.state, end.outcome)}" if end else why)

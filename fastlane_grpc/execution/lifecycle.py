@@ -569,7 +569,7 @@ class Lifecycle(Closing):
         if self.capture.unbegun is not None:
             self.finish_as(not_begun(exit_code, self._stopping, interruption, self.capture.unbegun))
             return
-        missing = self.capture.drain(ContainerEnd(_end_time(container, died), witnessed, exit_code))
+        missing = self.capture.drain(ContainerEnd(_end_time(container, died), witnessed, exit_code), self.wait)
         self.reached(Step.DRAINED)
         self._commit_end(self._final_state(container, exit_code, interruption), missing)
 
@@ -593,6 +593,13 @@ class Lifecycle(Closing):
                 self.log_line("the container has ended; waiting for the rest of its output from its node")
             waits = True
         self._deferred.extend(kept)
+
+    def wait(self, seconds: float) -> None:
+        """Wait for the rest of the output, or until anything comes: after its end nothing else changes an execution.
+
+        Raises BackendDown and LeftToNextServer.
+        """
+        self.receive(seconds)
 
     def _is_delivering(self) -> bool:
         try:

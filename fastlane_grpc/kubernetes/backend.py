@@ -6,6 +6,7 @@ scheduling gate, and `start` removes the gate: until then no node has the pod, a
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import timedelta
 
 from fastlane_grpc.backend import (
@@ -109,11 +110,12 @@ class KubernetesBackend:
         except ValueError as error:
             raise CannotRun(Reason.REFUSED_BY_ENGINE, f"the command is none: {error}") from error
         try:
-            return handle_of(self._api.create(wrapper.wrap(body, image))).packed()
+            handle = handle_of(self._api.create(wrapper.wrap(body, image)))
         except ClusterRefuses as refusal:
             if refusal.status == 409:
                 raise NameTaken(refusal.diagnosis) from refusal
             raise
+        return replace(handle, capture=wrapper.name).packed()
 
     def before_start(self, handle: Handle) -> Handle:
         return handle

@@ -56,18 +56,22 @@ _FOR_ITS_NODE = frozenset({"DeletionByTaintManager", "DeletionByPodGC"})
 
 @dataclass(frozen=True, slots=True)
 class PodHandle:
-    """The contents of a handle: the name of the pod, and the uid that tells it from an earlier one of that name."""
+    """The contents of a handle: the name of the pod, and the uid that tells it from an earlier one of that name.
+
+    An execution is captured to its end as it began, whatever is configured by then: `capture` names the way.
+    """
 
     name: str
     uid: str
+    capture: str = ""
 
     def packed(self) -> Handle:
-        return Handle(self.uid, json.dumps({"pod": self.name, "uid": self.uid}))
+        return Handle(self.uid, json.dumps({"pod": self.name, "uid": self.uid, "capture": self.capture}))
 
     @classmethod
     def unpacked(cls, text: str) -> "PodHandle":
         contents = json.loads(text) if text else {}
-        return cls(contents.get("pod", ""), contents.get("uid", ""))
+        return cls(contents.get("pod", ""), contents.get("uid", ""), contents.get("capture", ""))
 
 
 def handle_of(pod: Mapping[str, Any]) -> PodHandle:
