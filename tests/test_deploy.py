@@ -8,9 +8,8 @@ import shlex
 import shutil
 import subprocess
 import sys
-import tarfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 
@@ -18,7 +17,6 @@ import docker
 import pytest
 import requests
 import yaml
-from docker.errors import APIError, ImageNotFound
 from docker.models.containers import Container
 
 from fastlane_grpc import config
@@ -29,6 +27,7 @@ from tests.certificates import Authority
 from tests.engine import engine_address
 from tests.pages import DocPage
 from tests.reading import Reader
+from tests.server_image import server_image
 from tests.serving import clear
 from tests.tools import ROOT
 
@@ -44,17 +43,10 @@ NUMBERS = b"".join(b"%d\n" % number for number in range(1, 5001))
 
 
 @pytest.fixture(scope="module")
-def server_image(
+def image_of_server(
     python_image: str, wheel: Path, sdk: docker.DockerClient, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[str]:
-    """By the Dockerfile as it is shipped, from wheels alone."""
     wheels = tmp_path_factory.mktemp("wheels")
-    with tarfile.open(ROOT / ".tools" / "base.tar") as tar:
-        [version] = {found[1] for name in tar.getnames() if (found := re.fullmatch(r"\./usr/bin/python(3\.\d+)", name))}
-    shutil.copy(wheel, wheels)
-    constraints = ROOT / ".ci" / "constraints.txt"
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--only-binary=:all:", "--python-version", version]
-    subprocess.run([*command, "--constraint", constraints, "--dest", wheels, wheel], check=True)
     # In place of what `.ci/tail wheels/cli` makes.
     (wheels / "cli").mkdir()
     (wheels / "cli" / "fastlane-tail-linux-amd64").write_bytes(b"a program")
@@ -62,22 +54,8 @@ def server_image(
         f"{hashlib.sha256(b'a program').hexdigest()}  fastlane-tail-linux-amd64\n"
     )
     name = f"fastlane-server-test:{os.getpid()}"
-    _, said = sdk.images.build(
-        path=str(wheels),
-        dockerfile=str(DEPLOY / "Dockerfile"),
-        tag=name,
-        rm=True,
-        buildargs={"BASE": python_image, "PIP_NO_INDEX": "1"},
-    )
-    yield name
-    sdk.images.remove(name, force=True)
-    # What the first stage was built in has no name, and would stay. Each step is the parent of the next, the base that
-    # of the first.
-    base_id = sdk.images.get(python_image).id.removeprefix("sha256:")
-    steps = re.findall(r"---> ([0-9a-f]{12})\n", "".join(each.get("stream", "") for each in said))
-    for step in reversed([step for step in steps if not base_id.startswith(step)]):
-        with suppress(ImageNotFound, APIError):
-            sdk.images.remove(step)
+    with server_image(sdk, name, wheels, base=python_image, wheel=wheel):
+        yield name
 
 
 class Deployment:
@@ -137,8 +115,8 @@ def published(container: Container, inside: str = PORT) -> int:
 
 
 @pytest.fixture
-def deployment(sdk: docker.DockerClient, server_image: str, tmp_path: Path) -> Iterator[Deployment]:
-    yield Deployment(sdk, server_image, tmp_path / "data")
+def deployment(sdk: docker.DockerClient, image_of_server: str, tmp_path: Path) -> Iterator[Deployment]:
+    yield Deployment(sdk, image_of_server, tmp_path / "data")
     if (tmp_path / "data").exists():
         clear(sdk, tmp_path / "data")
 

@@ -18,6 +18,8 @@ from tests.tools import tool
 ADDRESS = "10.123.0.1"
 BRIDGE = "nodes"
 _PORT = 6443
+# Of the API server: on its own machine, on the bridge, and as a service, the first one of all.
+_ADDRESSES = ("127.0.0.1", ADDRESS, "10.96.0.1")
 _ADMIN, _USER = "admin-token", "user-token"
 
 
@@ -100,7 +102,9 @@ class ControlPlane:
     def _make_files(self) -> None:
         files = self._directory
         authority = Authority(files)
-        api = authority.sign("api", days=10, names=f"DNS:kubernetes,DNS:localhost,IP:127.0.0.1,IP:{ADDRESS}")
+        api = authority.sign(
+            "api", days=10, names=",".join(["DNS:kubernetes,DNS:localhost", *(f"IP:{each}" for each in _ADDRESSES)])
+        )
         accounts = authority.sign("accounts", days=10)
         authority.cert.rename(files / "ca.pem")
         for name, pair in (("api", api), ("accounts", accounts)):

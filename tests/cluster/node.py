@@ -104,6 +104,24 @@ class Node:
 
         wait_until(serves, f"the kubelet of {self.name} serves")
 
+    def start_proxy(self) -> None:
+        """Start kube-proxy, by which pods of the node reach services, unless it runs already.
+
+        All that it passes on comes from the node, by its address: so answers come back through it.
+        """
+        if runs(self._pid_file("kube-proxy")):
+            return
+        # Limits of connections are the kernel's, and would be the whole machine's.
+        of_kernel = ("max-per-core", "min", "tcp-timeout-established", "tcp-timeout-close-wait")
+        self._start(
+            self.programs / "kube-proxy",
+            f"--kubeconfig={self.kubeconfig}",
+            f"--hostname-override={self.name}",
+            "--proxy-mode=iptables",
+            "--masquerade-all",
+            *(f"--conntrack-{each}=0" for each in of_kernel),
+        )
+
     def start_containerd(self) -> None:
         """Start containerd, also again after `kill`, and return when it answers."""
         self._start("containerd", "--config", self.directory / "containerd.toml")
