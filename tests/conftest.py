@@ -1,12 +1,16 @@
 """What every test may ask for. Fixtures of the engine come from tests/engine.py, the wheel from tests/wheel.py, a
 cluster from tests/cluster."""
 
+import gc
 import os
 from collections.abc import Generator
 
 import pytest
 import structlog
 from hypothesis import HealthCheck, settings
+
+# Imports and the collection of tests make much that stays, and no garbage. See `pytest_collection_finish`.
+gc.disable()
 
 # No example fails for its time: a machine may be busy.
 settings.register_profile("others", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -46,6 +50,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     paths = sorted(dict.fromkeys(item.path for item in items), key=lambda path: path not in slow)
     turn = {path: place if path in slow else place - len(slow) for place, path in enumerate(paths)}
     items.sort(key=lambda item: (turn[item.path], item.path not in slow))
+
+
+def pytest_collection_finish() -> None:
+    """Keep tests and modules from the garbage collector: to look at them took a quarter of the processes' time."""
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.hookimpl(wrapper=True)

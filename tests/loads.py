@@ -18,7 +18,7 @@ class Load:
 
 
 def numbers(count: int, before: str = "") -> bytes:
-    return b"".join(f"{before}{number}\n".encode() for number in range(1, count + 1))
+    return "".join([f"{before}{number}\n" for number in range(1, count + 1)]).encode()
 
 
 # More than all buffers on the way hold, of both sources at once.

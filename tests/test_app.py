@@ -353,6 +353,23 @@ main()
     assert "Traceback (most recent call last)" in ended.stderr
 
 
+def test_a_ready_server_keeps_its_modules_from_the_garbage_collector(tmp_path: Path) -> None:
+    program = """
+import gc, sys
+from fastlane_grpc import app, config
+
+def ready(ports):
+    print(len(gc.get_objects()), gc.get_freeze_count())
+    raise KeyboardInterrupt
+
+flags = {"data_dir": sys.argv[1], "listen": "127.0.0.1:0", "http_listen": "off", "engine": "unix:///nobody"}
+app.serve(config.load(flags, {}, None), ready=ready)
+"""
+    ended = subprocess.run([sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, timeout=60)
+    looked_at, kept = map(int, ended.stdout.split())
+    assert kept > 50 * looked_at
+
+
 def test_a_server_loads_http_traces_and_the_client_of_webhooks_when_they_are_needed() -> None:
     loaded = "import sys, fastlane_grpc.app; print(*{name.partition('.')[0] for name in sys.modules})"
     names = subprocess.run([sys.executable, "-c", loaded], check=True, capture_output=True, text=True).stdout.split()
