@@ -352,6 +352,7 @@ class Server:
             self._relayed_directory,
             max_log_bytes=settings.max_log_bytes,
             max_connections=self.open_files.max_relays(sum(host.max_running for host in settings.kubernetes_hosts)),
+            on_new_record=self.logs.new_record,
         )
         parts.push_async_callback(relays.stop)
         port = await relays.start(settings.relay_listen, self.certificates)

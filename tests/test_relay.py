@@ -68,6 +68,8 @@ class Pair:
         self.box.mkdir(parents=True)
         self.box.chmod(0o777)
         self.max_log_bytes = max_log_bytes
+        # The new records, and whether each was there when it was told of.
+        self.told: list[tuple[str, bool]] = []
         self.token = TOKENS.token(EXECUTION_ID, new_pod(self.copy))
         self.address = free_address()
         self.recorder = Recorder(recorder_program(), self.pod)
@@ -79,7 +81,12 @@ class Pair:
     def serve(self) -> None:
         async def begin() -> None:
             # A server of gRPC belongs to the loop on which it is made.
-            self.server = RelayServer(TOKENS, self._directory_of, max_log_bytes=self.max_log_bytes)
+            self.server = RelayServer(
+                TOKENS,
+                self._directory_of,
+                max_log_bytes=self.max_log_bytes,
+                on_new_record=lambda execution_id: self.told.append((execution_id, (self.copy / "log").exists())),
+            )
             assert await self.server.start(self.address)
 
         self.wait(begin())
@@ -191,6 +198,16 @@ def test_output_arrives_while_the_command_runs(pair: Pair) -> None:
     running.stop_hard()
     ends_well(relay)
     assert pair.received() == pair.log.read_bytes()
+
+
+def test_readers_are_told_of_a_record_before_it_has_output(pair: Pair) -> None:
+    pair.serve()
+    relay = pair.relay()
+    running = pair.record("sh", "-c", "echo first; exec sleep 1000")
+    wait_until(lambda: b"first" in pair.received(), "the output is there")
+    assert pair.told == [(EXECUTION_ID, True)]
+    running.stop_hard()
+    ends_well(relay)
 
 
 def test_no_byte_is_missing_after_a_server_went_away_eight_times(pair: Pair) -> None:

@@ -34,7 +34,7 @@ class Logs:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        # Called with the id of an execution whose system record is new, so that its readers open it. Set by Tails.
+        # Called with the id of an execution that has a new record, so that its readers open it. Set by Tails.
         self.on_new_record: Callable[[str], None] = lambda execution_id: None
         self._writers: dict[str, RecordWriter] = {}
         self._lock = threading.RLock()
@@ -66,7 +66,11 @@ class Logs:
             log.warning("a system line was dropped", execution_id=execution_id, error=str(error))
         else:
             if new:
-                self.on_new_record(execution_id)
+                self.new_record(execution_id)
+
+    def new_record(self, execution_id: str) -> None:
+        """Note that an execution has a record that was not there before."""
+        self.on_new_record(execution_id)
 
     def seal_system(self, execution_id: str) -> Sequence[LogTotals]:
         """Seal fastlane's lines and return their totals; empty if there are none. Later calls, also after a restart,

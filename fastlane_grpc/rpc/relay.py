@@ -85,7 +85,8 @@ T = TypeVar("T")
 class RelayServer:
     """A gRPC server for relays on one address.
 
-    `directory_of` returns the directory of an execution's record; None: no record of it is expected.
+    `directory_of` returns the directory of an execution's record; None: no record of it is expected. `on_new_record` is
+    called with the id of an execution when its record is there, so that its readers open it.
     """
 
     def __init__(
@@ -95,7 +96,9 @@ class RelayServer:
         *,
         max_log_bytes: int,
         max_connections: int = MOST_CONNECTIONS,
+        on_new_record: Callable[[str], None] = lambda execution_id: None,
     ) -> None:
+        self._on_new_record = on_new_record
         self._tokens = tokens
         self._directory_of = directory_of
         self._max_log_bytes = max_log_bytes
@@ -158,6 +161,7 @@ class RelayServer:
             await to_its_end(partial(check_start, directory))
             await call.hand_over(files)
             await to_its_end(record.open)
+            self._on_new_record(execution_id)
             if metadata.get("fastlane-outputs") == "true":
                 await to_its_end(outputs.open)
                 await call.write(b"K", outputs.position)
