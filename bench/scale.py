@@ -3,18 +3,22 @@
     .ci/stage scale python -m bench.scale 1000 10000 50000
 
 A row for each number of executions that run at the same time: the starts a second up to there, what an execution takes,
-GetJob beside them, and the ends a second when all are stopped. Nothing of it is about an engine. It takes minutes, and
-is no row of `make bench`."""
+GetJob beside them, and the ends a second when all are stopped. With the longest answers to single calls of GetJob while
+all start and while all end, and to the calls of StopJobs. Nothing of it is about an engine. It takes minutes, and is no
+row of `make bench`."""
 
 import asyncio
 import os
 import queue
+import statistics
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import structlog
@@ -41,6 +45,10 @@ from fastlane_grpc.v1 import fastlane_pb2 as pb
 from tests.pods import NO_IMAGE, NoCaptures
 
 GETS = 2_000
+# Pause between two single calls whose answers are timed.
+LOOK_SECONDS = 0.02
+# The longest time for an answer. A server that answers later is measured, not given up.
+ANSWER_SECONDS = 600.0
 # More than this without a further start: as many run as can run.
 STUCK_SECONDS = 30.0
 
@@ -205,17 +213,55 @@ def serving(directory: Path, slots: int) -> Iterator[Process]:
         process.stdout.close()
 
 
+class Answers:
+    """The times that the answers to single calls take, one call after another, for as long as this lasts."""
+
+    def __init__(self, call: Callable[[], object]) -> None:
+        self._call = call
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._ask)
+        self.seconds: list[float] = []
+
+    def __enter__(self) -> "Answers":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _ask(self) -> None:
+        while not self._over.wait(LOOK_SECONDS):
+            self.seconds.append(seconds_of(self._call))
+
+    @property
+    def longest(self) -> str:
+        return f"{max(self.seconds):.2f} s at most (median {statistics.median(self.seconds) * 1000:.0f} ms)"
+
+
+def seconds_of(call: Callable[[], object]) -> float:
+    """Return the time that a call takes."""
+    begin = time.perf_counter()
+    call()
+    return time.perf_counter() - begin
+
+
 def row(stage: Path, count: int) -> str:
     """Return what `count` executions that run at the same time take."""
-    with serving(stage / f"scale-{count}", count) as server, Client(server.address) as client:
+    with (
+        serving(stage / f"scale-{count}", count) as server,
+        Client(server.address, timeout=ANSWER_SECONDS) as client,
+        Client(server.address, timeout=ANSWER_SECONDS) as other,
+    ):
         memory = server.status("VmRSS")
+        first = client.enqueue("first", "none").id
         begin, processor = time.monotonic(), server.processor_seconds
-        for done in range(0, count, 1000):
-            client.enqueue_array(min(1000, count - done), f"task-{done // 1000 % 20}", "none")
-        running = _running(client)
+        with Answers(lambda: other.job(first)) as answers_at_start:
+            for done in range(1, count, 1000):
+                client.enqueue_array(min(1000, count - done), f"task-{done // 1000 % 20}", "none")
+            running = _running(client)
         seconds, start_seconds = time.monotonic() - begin, server.processor_seconds - processor
         memory, threads = server.status("VmRSS") - memory, server.status("Threads")
-        first = next(iter(client.jobs())).id
         request = pb.GetJobRequest(job_id=first).SerializeToString()
         gets = calls_per_second(server.address, "/fastlane.v1.JobService/GetJob", [request] * GETS)
         with echo_server() as echo:
@@ -224,14 +270,17 @@ def row(stage: Path, count: int) -> str:
         time.sleep(5)
         idle = (server.processor_seconds - idle) / 5
         begin = time.monotonic()
-        for task in client.tasks():
-            client.stop_many(task_id=task.id)
-        _ended(client)
+        with Answers(lambda: other.job(first)) as answers_at_end:
+            tasks = [task.id for task in client.tasks()]
+            stop_seconds = [seconds_of(partial(client.stop_many, task_id=task_id)) for task_id in tasks]
+            _ended(client)
         stops = running / (time.monotonic() - begin)
         return (
             f"{running:6} of {count:6} running: {running / seconds:6.0f} starts/s ({start_seconds / running * 1000:.2f}"
             f" ms of CPU each), {memory / running:5.0f} KiB and {threads / running:.2f} threads each, idle at"
-            f" {idle * 100:.0f} % of a core, GetJob {gets / empty:.2f} of an empty call, {stops:.0f} ends/s"
+            f" {idle * 100:.0f} % of a core, GetJob {gets / empty:.2f} of an empty call, {stops:.0f} ends/s;"
+            f" an answer to GetJob as they start {answers_at_start.longest}, as they end {answers_at_end.longest};"
+            f" an answer to StopJobs for one task {max(stop_seconds):.2f} s at most"
         )
 
 

@@ -15,6 +15,7 @@ from fastlane_grpc.backend import Backend, BackendDown, BackendRefuses, Containe
 from fastlane_grpc.backoff import Backoff
 from fastlane_grpc.capture.capture import Captures
 from fastlane_grpc.clock import boottime
+from fastlane_grpc.execution.concurrency_limit import ConcurrencyLimit
 from fastlane_grpc.execution.events import Died, EngineBack, EngineGone, Started
 from fastlane_grpc.model import Availability, HostKind, HostReport, Nodes, utc_now
 from fastlane_grpc.runner import Event, Mailbox
@@ -29,6 +30,10 @@ RECONNECTS = Backoff(0.1, 2.0)
 RESYNC_SECONDS = 1.0
 # Time after which the nodes of a cluster are counted again.
 NODES_SECONDS = 60.0
+# Executions of a host whose containers have ended, and which are brought to their end at the same time. Thousands that
+# end together would keep the interpreter from calls. Ends that an engine does not answer count for this time.
+ENDS_AT_ONCE = 32
+END_HANG_SECONDS = 0.5
 # The longest wait for the listening thread at the end.
 CLOSE_SECONDS = 0.5
 
@@ -54,6 +59,7 @@ class Host:
         self.backend = backend
         self.captures = captures
         self.up = False
+        self.ends = ConcurrencyLimit(ENDS_AT_ONCE, hang_seconds=END_HANG_SECONDS)
         # As of the engine's last answer; empty before, and if the engine does not tell.
         self.engine_id = self.engine_version = ""
         self._nodes: Nodes | None = None

@@ -338,12 +338,14 @@ class Lifecycle(Closing):
         self.reached(Step.RUNNING)
         died = self._until_end()
         self.reached(Step.DIED)
-        self._finish_after_run(died)
+        with self.context.host.ends.admitted():
+            self._finish_after_run(died)
 
     def finish_after_run(self, stopping: Stopping | None) -> None:
         """Finish an execution whose container ran and ended while no server watched."""
         self._stopping = stopping
-        self._finish_after_run(None)
+        with self.context.host.ends.admitted():
+            self._finish_after_run(None)
 
     def _request_stop(self, stop: Stop) -> None:
         """Carry out a stop that is on disk, or one that came again with less grace."""

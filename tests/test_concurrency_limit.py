@@ -1,0 +1,153 @@
+"""Threads of executions that do the same work at a time: as many as the limit says, also if some of them hang."""
+
+import asyncio
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import pytest
+
+from bench.scale import NothingRuns, ServerOfNothing
+from fastlane_grpc import AsyncClient
+from fastlane_grpc.backend import Container, Handle
+from fastlane_grpc.config import load
+from fastlane_grpc.execution import Host
+from fastlane_grpc.execution.concurrency_limit import ConcurrencyLimit
+from fastlane_grpc.execution.host import ENDS_AT_ONCE
+from fastlane_grpc.model import State
+from tests.fakes import Announcements
+from tests.pods import NoCaptures
+
+pytestmark = pytest.mark.timeout(120)
+
+SECONDS = 60
+NEVER_SECONDS = 3600.0
+
+
+class Inside:
+    """The threads that are at one place, and the most that ever were."""
+
+    def __init__(self) -> None:
+        self.count = self.most = 0
+        self.changed = threading.Condition()
+
+    def __enter__(self) -> None:
+        with self.changed:
+            self.count += 1
+            self.most = max(self.most, self.count)
+            self.changed.notify_all()
+
+    def __exit__(self, *error: object) -> None:
+        with self.changed:
+            self.count -= 1
+            self.changed.notify_all()
+
+    def wait_for(self, count: int) -> None:
+        with self.changed:
+            assert self.changed.wait_for(lambda: self.count == count, SECONDS), f"{self.count} threads are inside"
+
+
+def test_as_many_threads_are_admitted_as_the_limit_says() -> None:
+    limit, inside = ConcurrencyLimit(3, hang_seconds=NEVER_SECONDS), Inside()
+    # Three have to be inside to pass it.
+    three = threading.Barrier(3, timeout=SECONDS)
+
+    def work(_: int) -> None:
+        with limit.admitted(), inside:
+            three.wait()
+
+    with ThreadPoolExecutor(12) as threads:
+        list(threads.map(work, range(12)))
+    assert inside.most == 3
+
+
+def test_a_thread_that_fails_leaves() -> None:
+    limit = ConcurrencyLimit(1, hang_seconds=NEVER_SECONDS)
+    with pytest.raises(ValueError, match="of the work"), limit.admitted():
+        raise ValueError("of the work")
+    with limit.admitted():
+        pass
+
+
+def test_threads_that_hang_hold_up_no_others() -> None:
+    limit, hanging, inside = ConcurrencyLimit(2, hang_seconds=0.01), Inside(), Inside()
+    over, two = threading.Event(), threading.Barrier(2, timeout=SECONDS)
+
+    def hang() -> None:
+        with limit.admitted(), hanging:
+            assert over.wait(SECONDS)
+
+    def work() -> None:
+        with limit.admitted(), inside:
+            two.wait()
+
+    with ThreadPoolExecutor(6) as threads:
+        hung = [threads.submit(hang) for _ in range(2)]
+        hanging.wait_for(2)
+        for each in [threads.submit(work) for _ in range(4)]:
+            each.result(SECONDS)
+        over.set()
+        for each in hung:
+            each.result(SECONDS)
+
+
+class HangingEnds(NothingRuns):
+    """A backend that is asked about a container that has ended, and answers one question at a time when it is told."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asking = Inside()
+        self.stopped = 0
+        self.all_stopped = threading.Event()
+        self._answers = threading.Semaphore(0)
+
+    def signal(self, handle: Handle, signal: str, **how: object) -> None:
+        super().signal(handle, signal)
+        self.stopped += 1
+        if self.stopped == JOBS:
+            self.all_stopped.set()
+
+    def inspect(self, handle: Handle) -> Container | None:
+        container = super().inspect(handle)
+        if container and container.ended:
+            with self.asking:
+                assert self._answers.acquire(timeout=SECONDS)
+            # The next one is answered when this one has gone.
+            self._answers.release()
+        return container
+
+    def answer(self) -> None:
+        self._answers.release()
+
+
+JOBS = ENDS_AT_ONCE + 30
+
+
+class ServerOfHangingEnds(ServerOfNothing):
+    """A server with one host, whose ends the test lets through."""
+
+    def open_hosts(self, parts: AsyncExitStack) -> None:
+        self.backend = HangingEnds()
+        host = Host("local", self.backend, NoCaptures(), supervisor=self.supervisor)
+        host.ends = ConcurrencyLimit(ENDS_AT_ONCE, hang_seconds=NEVER_SECONDS)
+        self.hosts = [host]
+        parts.push_async_callback(self._close_hosts)
+
+
+async def test_all_stops_are_sent_at_once_and_ends_go_on_some_at_a_time(tmp_path: Path) -> None:
+    flags = {"data_dir": str(tmp_path / "data"), "listen": "127.0.0.1:0", "http_listen": "off"}
+    settings = load({**flags, "max_running": str(JOBS)}, {}, None)
+    async with ServerOfHangingEnds(settings) as server, AsyncClient(f"127.0.0.1:{server.port}") as client:
+        announced = Announcements()
+        server.listeners.append(announced)
+        executions = [(await client.enqueue("task", "none")).execution.id for _ in range(JOBS)]
+        for execution_id in executions:
+            await announced.reaches(execution_id, State.RUNNING)
+        await client.stop_many(task_id="task")
+        assert await asyncio.to_thread(server.backend.all_stopped.wait, SECONDS)
+        await asyncio.to_thread(server.backend.asking.wait_for, ENDS_AT_ONCE)
+        server.backend.answer()
+        for execution_id in executions:
+            await announced.reaches(execution_id, State.STOPPED)
+    assert server.backend.asking.most == ENDS_AT_ONCE
