@@ -37,6 +37,7 @@ class NoCapture:
     following = True
     is_running = False
     delivered = True
+    start_granted = True
     unbegun = None
     first_byte_time = None
     files = NoFiles("nothing is captured")

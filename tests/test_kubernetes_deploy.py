@@ -143,7 +143,7 @@ def test_the_kit_has_two_static_programs_and_nothing_else(tmp_path: Path, sdk: d
     try:
         image = sdk.images.get(tag)
         files: dict[str, bytes] = {}
-        container = sdk.api.create_container(tag, command=["granted", "/nothing"])
+        container = sdk.api.create_container(tag, command=["prepared", "/nothing"])
         try:
             archive = b"".join(sdk.api.export(container))
         finally:

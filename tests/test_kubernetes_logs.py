@@ -196,7 +196,7 @@ def test_a_reader_of_the_description_of_a_pod_gets_no_secret(
     harness.want_node()
     going = harness.go("", 'sha256sum; echo "${#S}"', **with_secret)
     wait_until(lambda: going.mailbox.waiting is not None, "it waits for a node")
-    (token,) = [each.value for each in harness.pod(going).spec.init_containers[1].env if each.name.endswith("TOKEN")]
+    (token,) = [each.value for each in harness.pod(going).spec.init_containers[0].env if each.name.endswith("TOKEN")]
     request = harness.cluster.api().create_namespaced_service_account_token("default", harness.namespace, {"spec": {}})
     for account, wants in (("", "secrets"), ("", "stdin"), ("made up", "secrets"), (request.status.token, "secrets")):
         metadata = {"execution": going.id, "token": token, "wants": wants, "account": account}

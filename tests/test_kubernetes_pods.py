@@ -289,29 +289,26 @@ def test_a_pod_without_its_gate_waits_in_the_words_of_the_scheduler() -> None:
     assert "\x1b" not in waiting.text
 
 
-def test_a_pod_says_what_holds_up_its_helpers() -> None:
-    def wait(*helpers: Any) -> StartWait | None:
-        return container_of(
-            {
-                "metadata": {"name": "x", "uid": "u"},
-                "spec": {"nodeName": "n1"},
-                "status": {"phase": "Pending", "initContainerStatuses": list(helpers)},
-            }
-        ).start_wait
+def test_a_pod_says_what_holds_up_its_relay() -> None:
+    def wait(relay: Any, job: Any = None) -> StartWait | None:
+        statuses = {"initContainerStatuses": [{"name": "relay", "state": relay}]}
+        if job:
+            statuses["containerStatuses"] = [{"name": "job", "state": job}]
+        pod = {"metadata": {"name": "x", "uid": "u"}, "spec": {"nodeName": "n1"}, "status": statuses}
+        return container_of(pod).start_wait
 
-    def relay(state: Any, *, started: bool) -> Any:
-        return {"name": "relay", "state": state, "started": started}
-
-    pulled = wait({"name": "prepare", "state": {"waiting": {"reason": "ErrImagePull", "message": "no such host"}}})
+    pulled = wait({"waiting": {"reason": "ErrImagePull", "message": "no such host"}})
     assert pulled == StartWait("n1", "the kit image: ErrImagePull: no such host")
-    for state in ({"running": {}}, {"waiting": {"reason": "CrashLoopBackOff"}}):
-        waiting = wait(relay(state, started=False))
+    runs = {"running": {"startedAt": BEGAN}}
+    # A job that runs waits for the grant alone, if it waits.
+    for waiting in (wait(runs, runs), wait({"waiting": {"reason": "CrashLoopBackOff"}})):
         assert waiting
         assert waiting.text == ""
         assert waiting.if_long.startswith("its relay has not reached the server")
     # Then the node pulls the job's image, which takes its time.
-    assert wait(relay({"running": {}}, started=True)) == StartWait("n1", "")
-    assert wait(relay({"waiting": {"reason": "PodInitializing"}}, started=False)) == StartWait("n1", "")
+    assert wait(runs) == StartWait("n1", "")
+    assert wait({"waiting": {"reason": "PodInitializing"}}) == StartWait("n1", "")
+    assert wait(runs, {"terminated": {"exitCode": 0}}) is None
 
 
 def test_a_container_that_is_being_created_has_not_failed() -> None:

@@ -117,6 +117,11 @@ class Harness:
     def log(self) -> str:
         return Path(f"{self._data_dir}.log").read_text()
 
+    def kill(self) -> None:
+        """Kill the server. The next one is started when it is asked for."""
+        self.server.end(signal.SIGKILL)
+        self._server = None
+
     def close(self) -> None:
         if self._server:
             self._server.end(signal.SIGTERM)
@@ -325,6 +330,44 @@ def test_a_log_says_that_a_relay_does_not_reach_the_server(harness: Harness) -> 
         reader.wait_for(lambda: "its relay has not reached the server" in reader.system)
         client.stop(job.id, grace=3600)
         assert reader.end().state == pb.STATE_STOPPED
+
+
+def waiting_pod(api: Any, pod: str, namespace: str, *, after: str = "") -> str:
+    """Return the uid of a pod whose container of the job runs; `after`: of another pod than this one."""
+    from kubernetes.client import ApiException
+
+    found: list[str] = []
+
+    def runs() -> bool:
+        try:
+            its = api.read_namespaced_pod(pod, namespace)
+        except ApiException:
+            return False
+        if its.metadata.uid != after and any(each.state.running for each in its.status.container_statuses or ()):
+            found.append(str(its.metadata.uid))
+        return bool(found)
+
+    wait_until(runs, "the container of the job is started")
+    return found[0]
+
+
+def test_a_pod_that_waits_for_its_grant_is_made_anew_when_somebody_deletes_it(harness: Harness) -> None:
+    # No relay reaches the server.
+    harness.settings("insecure = true", relay_address=free_address(ADDRESS))
+    with harness.client() as client:
+        job = client.enqueue("pod-a", harness.image, args=["echo told"], entrypoint=["sh", "-c"])
+        api, pod = harness.cluster.api(), f"fastlane-{job.execution.id}"
+        uid = waiting_pod(api, pod, harness.namespace)
+        assert client.execution(job.execution.id).state == pb.STATE_PREPARING
+        api.delete_namespaced_pod(pod, harness.namespace)
+        waiting_pod(api, pod, harness.namespace, after=uid)
+        # The next server finds the container running, and waits on.
+        harness.kill()
+    with harness.client() as client:
+        assert client.execution(job.execution.id).state == pb.STATE_PREPARING
+        client.stop(job.id, grace=3600)
+        assert list(client.tail(job.execution.id))[-1].state == pb.STATE_STOPPED
+        assert "before it was started" in client.execution(job.execution.id).outcome.detail
 
 
 def test_no_byte_reaches_the_record_of_an_execution_that_has_ended(harness: Harness) -> None:

@@ -100,6 +100,42 @@ def offered(program: Path, place: str | None = None) -> Iterator[Recorder]:
         made.close()
 
 
+# -- the grant of the start
+
+
+def waiting(recorder: Recorder, *command: str) -> Running:
+    """Start a recorder whose start is not granted, and return when it waits for that."""
+    (recorder.box / "log").unlink()
+    (recorder.box / "wait").touch()
+    running = recorder.start(*command)
+    opened = Path(f"/proc/{running.pid}/fd")
+    eventually(lambda: any("signalfd" in str(each.readlink()) for each in opened.iterdir()))
+    return running
+
+
+def test_a_recorder_waits_until_its_start_is_granted(recorder: Recorder) -> None:
+    running = waiting(recorder, "echo", "hello")
+    assert recorder.log.read_bytes() == b""
+    (recorder.box / "log").hardlink_to(recorder.log)
+    (recorder.box / "wait").unlink()
+    assert running.end() == (0, "")
+    assert walk(recorder.log).stdout == b"hello\n"
+
+
+def test_a_recorder_waits_no_more_for_a_start_that_is_over(recorder: Recorder) -> None:
+    running = waiting(recorder, "true")
+    shutil.rmtree(recorder.box)
+    assert running.end()[0] == 119
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, HARD_STOP])
+def test_a_recorder_that_waits_for_its_start_ends_when_it_is_told_to(recorder: Recorder, number: int) -> None:
+    running = waiting(recorder, "touch", str(recorder.directory / "ran"))
+    running.send(number)
+    assert running.end() == (118, "")
+    assert not (recorder.directory / "ran").exists()
+
+
 # -- claim and begin
 
 

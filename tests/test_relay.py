@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 import os
 import random
+import shutil
 import signal
 import stat
 import struct
@@ -97,10 +98,17 @@ class Pair:
         self.wait(self.server.stop())
         self.server = None
 
-    def relay(self, token: str = "", execution_id: str = EXECUTION_ID, *, wants: Sequence[str | Path] = ()) -> Any:
+    def relay(
+        self,
+        token: str = "",
+        execution_id: str = EXECUTION_ID,
+        *,
+        wants: Sequence[str | Path] = (),
+        program: Path = RELAY,
+    ) -> Any:
         salvage = ["--recorder", str(recorder_program()), "--limit", str(self.max_log_bytes)]
         relay = subprocess.Popen(
-            [str(RELAY), "--execution", execution_id, "--server", self.address, *salvage, *wants, self.log, self.box],
+            [str(program), "--execution", execution_id, "--server", self.address, *salvage, *wants, self.log, self.box],
             env={**os.environ, "FASTLANE_RELAY_TOKEN": token or self.token},
             stderr=subprocess.PIPE,
         )
@@ -198,6 +206,56 @@ def test_output_arrives_while_the_command_runs(pair: Pair) -> None:
     running.stop_hard()
     ends_well(relay)
     assert pair.received() == pair.log.read_bytes()
+
+
+def kit(directory: Path) -> Path:
+    """Return a relay with its recorder beside it, as in the image of the kit."""
+    directory.mkdir()
+    shutil.copy(RELAY, directory / "relay")
+    shutil.copy(recorder_program(), directory / "recorder")
+    return directory / "relay"
+
+
+def test_a_job_that_was_started_before_its_relay_has_a_server_waits_for_it(pair: Pair, tmp_path: Path) -> None:
+    program = kit(tmp_path / "kit")
+    shutil.rmtree(pair.box)
+    shared = ["--shared", pair.pod, "--files"]
+    # No server is there. A relay that is killed before the grant prepares everything again.
+    first = pair.relay(wants=shared, program=program)
+    subprocess.run([program, "prepared", pair.pod], check=True, timeout=SECONDS)
+    first.kill()
+    first.wait()
+    relay = pair.relay(wants=shared, program=program)
+    assert [(pair.pod / "bin" / name).read_bytes() for name in ("recorder", "relay")] == [
+        (program.parent / name).read_bytes() for name in ("recorder", "relay")
+    ]
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in pair.pod.iterdir()}
+    assert modes == {"bin": 0o755, "box": 0o777, "in": 0o755, "own": 0o700}
+    words = ("--execution", EXECUTION_ID, str(pair.box), "--", "echo", "hello")
+    running = pair.recorder.start(options=words, hand_off=False)
+    opened = Path(f"/proc/{running.pid}/fd")
+    wait_until(lambda: any("signalfd" in str(each.readlink()) for each in opened.iterdir()), "the recorder waits")
+    assert not pair.log.exists()
+    pair.serve()
+    ends_well(relay)
+    assert running.end() == (0, "")
+    assert pair.output().stdout == b"hello\n"
+
+
+def test_a_relay_that_was_killed_after_the_grant_lets_the_recorder_begin(pair: Pair, tmp_path: Path) -> None:
+    program = kit(tmp_path / "kit")
+    pair.serve()
+    granted = pair.relay(wants=["--shared", pair.pod], program=program)
+    wait_until((pair.box / "log").exists, "the start is granted")
+    granted.kill()
+    granted.wait()
+    # As if it had been killed a moment earlier.
+    (pair.box / "wait").touch()
+    relay = pair.relay(wants=["--shared", pair.pod], program=program)
+    running = pair.record("echo", "hello")
+    ends_well(relay)
+    assert running.end() == (0, "")
+    assert pair.output().stdout == b"hello\n"
 
 
 def test_readers_are_told_of_a_record_before_it_has_output(pair: Pair) -> None:

@@ -71,6 +71,7 @@ class AttachCapture:
     kill_signal = "SIGKILL"
     is_running = False
     delivered = True
+    start_granted = True
     unbegun = None
 
     def __init__(

@@ -100,6 +100,10 @@ class Capture(Protocol):
         """
 
     @property
+    def start_granted(self) -> bool:
+        """Whether the command of a container that runs may run. False: it waits for a grant, until `revoke`."""
+
+    @property
     def unbegun(self) -> str | None:
         """The reason why the command of a started container never ran, and never will; empty: it is not known.
 

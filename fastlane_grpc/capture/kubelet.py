@@ -56,6 +56,7 @@ class KubeletCapture:
     kill_signal = "SIGKILL"
     is_running = False
     delivered = True
+    start_granted = True
     unbegun = None
     files = NoFiles(
         "the host captures output by kubelet, and nothing brings files to its pods or back: they need the relay"

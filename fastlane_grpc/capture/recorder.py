@@ -154,6 +154,7 @@ class RecorderCapture:
     kill_signal = str(program.HARD_STOP)
     following = True
     delivered = True
+    start_granted = True
     unbegun = None
 
     def __init__(self, files: ContainerFiles, directory: Path, execution_id: str, recorder: Recorder | None) -> None:

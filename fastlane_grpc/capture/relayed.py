@@ -179,8 +179,8 @@ class RelayKit:
 
     def _helpers(self, execution_id: str, pod: str, needs: JobNeeds) -> list[Mapping[str, Any]]:
         record = f"{SHARED}/own/log"
-        helper = {"image": self.image, "volumeMounts": [{"name": VOLUME, "mountPath": SHARED}]}
         relay = ["/relay", "--execution", execution_id, "--server", self.server]
+        relay += ["--shared", SHARED, *(["--files"] if needs.has_files else [])]
         account = self._asks_account(needs)
         relay += ["--secrets"] if needs.variables else []
         relay += ["--stdin", STDIN] if needs.stdin else []
@@ -188,31 +188,23 @@ class RelayKit:
         relay += ["--outputs"] if needs.outputs else []
         relay += ["--recorder", "/recorder", "--limit", str(self.max_log_bytes)]
         relay += ["--account", f"{ACCOUNT}/token"] if account else []
-        mounts = [*helper["volumeMounts"], *([_ACCOUNT_MOUNT] if account else [])]
+        mounts = [{"name": VOLUME, "mountPath": SHARED}, *([_ACCOUNT_MOUNT] if account else [])]
         relay += ["--stay", record, f"{SHARED}/box"]
         variables = {"FASTLANE_RELAY_TOKEN": self.tokens.token(execution_id, pod)}
         if authorities := self.authorities():
             variables["FASTLANE_RELAY_CA"] = authorities
         return [
             {
-                **helper,
-                "name": "prepare",
-                "command": ["/relay", "prepare", SHARED, *(["files"] if needs.has_files else [])],
-            },
-            {
-                **helper,
                 "name": RELAY_CONTAINER,
+                "image": self.image,
                 "command": relay,
                 "volumeMounts": mounts,
                 "env": [{"name": name, "value": value} for name, value in variables.items()],
                 # A native sidecar: started before the job, restarted if it dies, ended after the job.
                 "restartPolicy": "Always",
-                # The job starts when the server has granted it, however long that takes.
-                "startupProbe": {
-                    "exec": {"command": ["/relay", "granted", record]},
-                    "periodSeconds": 1,
-                    "failureThreshold": 1_000_000,
-                },
+                # The node starts the job when this has ended: the recorder is there by then, and waits for the grant of
+                # the server. No probe, as a node asks one only once a second.
+                "lifecycle": {"postStart": {"exec": {"command": ["/relay", "prepared", SHARED]}}},
             },
         ]
 
@@ -334,6 +326,10 @@ class RelayedCapture:
             return CommandStatus.NEVER_RAN
         decided = retry_until_written(partial(decide, self._directory, Permission.REVOKED))
         return CommandStatus.NEVER_RAN if decided is Permission.REVOKED else None
+
+    @property
+    def start_granted(self) -> bool:
+        return permission(self._directory) in {Permission.GRANTED, Permission.CLOSED}
 
     @property
     def unbegun(self) -> str | None:

@@ -32,7 +32,7 @@ def recover(lifecycle: Lifecycle) -> None:
         lifecycle.finish_as(final_state)
         return
     container = lifecycle.backend.inspect(lifecycle.container)
-    if not lifecycle.backend.starts_at_once and container is not None and not (container.alive or container.ended):
+    if not lifecycle.backend.starts_at_once and container is not None and _waits_for_start(lifecycle, container):
         launch_again(lifecycle)
         return
     # What the capture knows for certain decides. The capture is not asked about a running container, whose recorder may
@@ -107,6 +107,11 @@ def sweep(store: Store, host: Host) -> None:
                 host.backend.remove(left_container.handle, force=True)
             except BackendRefuses as refusal:
                 log.warning("container not removed", container_id=container_id, error=str(refusal))
+
+
+def _waits_for_start(lifecycle: Lifecycle, container: Container) -> bool:
+    """Whether the container has not begun, or its recorder waits for the grant."""
+    return not container.ended and not (container.alive and lifecycle.capture.start_granted)
 
 
 def _start_is_pending(container: Container) -> bool:

@@ -1,7 +1,8 @@
 """The wait between the start of a container and its beginning, on a backend that first has to find a node for it.
 
-While it waits, a stop or the expire_time of the execution revokes the start: through the backend if the container has
-no node yet, else through its capture, until that has granted the start.
+A container that runs may still wait for the grant of its start, which its relay gets from the server. While it waits, a
+stop or the expire_time of the execution revokes the start: through the backend if the container has no node yet, else
+through its capture, until that has granted the start.
 """
 
 from dataclasses import replace
@@ -16,6 +17,8 @@ from fastlane_grpc.runner import StopCommand
 
 # Pause between two looks without an event. Events tell of every change; one may be missed.
 LOOK_SECONDS = 30.0
+# Pause between two looks whether a container that runs has got its grant, of which no event tells.
+GRANT_LOOK_SECONDS = 0.5
 
 
 class Expired(Exception):
@@ -54,13 +57,14 @@ def _wait(lifecycle: Lifecycle) -> Container:
     give_up = expiry = float("inf")
     if lifecycle.execution.expire_time:
         expiry = boottime() + (lifecycle.execution.expire_time - utc_now()).total_seconds()
-    wait, is_long = None, False
+    wait, is_long, quiet_since, late = None, False, boottime(), False
     while True:
         container = _look(lifecycle)
-        if container.ended and container.start_time is None:
-            raise _interrupted(container)
-        if container.alive or container.ended:
-            return container
+        if container.ended:
+            return _begun(lifecycle, container)
+        if container.alive and lifecycle.capture.start_granted:
+            return replace(container, start_time=utc_now()) if late else container
+        late = container.alive
         if container.start_failure:
             give_up = min(give_up, boottime() + lifecycle.context.retry_seconds)
             _check(container.start_failure, is_late=boottime() >= give_up)
@@ -70,8 +74,10 @@ def _wait(lifecycle: Lifecycle) -> Container:
                 raise Expired
             # It begins: as on any other host, it was started in time.
             expiry = float("inf")
-        received = lifecycle.receive(min(LOOK_SECONDS, give_up - boottime(), expiry - boottime()))
-        is_long = is_long or received is None
+        look_seconds = GRANT_LOOK_SECONDS if container.alive else LOOK_SECONDS
+        received = lifecycle.receive(min(look_seconds, give_up - boottime(), expiry - boottime()))
+        quiet_since = boottime() if received else quiet_since
+        is_long = is_long or boottime() >= quiet_since + LOOK_SECONDS
         if isinstance(received, StopCommand):
             revoke_for(lifecycle, received.stop)
             return _look(lifecycle)
@@ -79,9 +85,7 @@ def _wait(lifecycle: Lifecycle) -> Container:
             # First: if the container is gone, the event alone tells of its end.
             lifecycle.defer(received)
             container = _look(lifecycle)
-            if container.ended and container.start_time is None:
-                raise _interrupted(container)
-            return container
+            return _begun(lifecycle, container) if container.ended else container
 
 
 def _look(lifecycle: Lifecycle) -> Container:
@@ -89,6 +93,13 @@ def _look(lifecycle: Lifecycle) -> Container:
     if container is None:
         text = "somebody removed the container while it waited for its start"
         raise BackendRefuses(Diagnosis(text, text, text, RefusalKind.CUT_OFF))
+    return container
+
+
+def _begun(lifecycle: Lifecycle, container: Container) -> Container:
+    """Return a container that has ended, if its command may have run. Raises BackendRefuses otherwise."""
+    if container.start_time is None or not lifecycle.capture.start_granted:
+        raise _interrupted(container)
     return container
 
 

@@ -95,7 +95,7 @@ def container_of(pod: Mapping[str, Any]) -> Container:
     never_began = start_failure is not None
     # Some versions of Kubernetes tell the phase when the node begins to end the pod, and its containers still run.
     over = ended is not None or (running is None and pod.get("status", {}).get("phase") in _ENDED_PHASES)
-    waits = not running and not over and not pod.get("spec", {}).get("schedulingGates")
+    waits = not over and not pod.get("spec", {}).get("schedulingGates")
     known = ended is not None and ended.get("reason") != _NO_TRACE
     sidecar = _state(pod, "initContainerStatuses", RELAY_CONTAINER)
     return Container(
@@ -143,20 +143,19 @@ def _start_wait(pod: Mapping[str, Any], start_failure: Diagnosis | None) -> Star
     node = str(pod.get("spec", {}).get("nodeName") or "")
     if node:
         text = start_failure.text if start_failure else _helper_trouble(pod)
-        return StartWait(node, text, _NOT_REACHED if _relay_waits(pod) else "")
+        # A job that runs waits for nothing but its relay.
+        runs = "running" in _state(pod, "containerStatuses", JOB_CONTAINER)
+        return StartWait(node, text, _NOT_REACHED if runs or _relay_fails(pod) else "")
     conditions = pod.get("status", {}).get("conditions") or ()
     # The words about the gate stay there for a moment after it was removed: their reason is another one.
     refused = (each.get("message") for each in conditions if each.get("reason") == "Unschedulable")
     return StartWait("", printable(str(next(refused, "") or "")))
 
 
-def _relay_waits(pod: Mapping[str, Any]) -> bool:
-    """Whether the relay is there, and the server has not granted the start to it."""
-    statuses = pod.get("status", {}).get("initContainerStatuses") or ()
-    relay: Mapping[str, Any] = next((each for each in statuses if each.get("name") == RELAY_CONTAINER), {})
-    state = relay.get("state") or {}
-    was_there = "running" in state or (state.get("waiting") or {}).get("reason") == "CrashLoopBackOff"
-    return was_there and not relay.get("started")
+def _relay_fails(pod: Mapping[str, Any]) -> bool:
+    """Whether the relay ends again and again, and so does not reach the server either."""
+    waiting = _state(pod, "initContainerStatuses", RELAY_CONTAINER).get("waiting") or {}
+    return waiting.get("reason") == "CrashLoopBackOff"
 
 
 def _helper_trouble(pod: Mapping[str, Any]) -> str:

@@ -6,6 +6,9 @@
  *     recorder --version
  *     recorder --probe      prints more than the smallest limit
  *
+ * BOX/wait is there until the start is granted, on a node where another container makes the record. The recorder waits
+ * until that file is gone.
+ *
  * BOX/log is the record, an empty file that the server made. The recorder locks the record for as long as it lives,
  * and removes the name BOX/log before anything else. So only one of all recorders that are offered a record runs its
  * command. A reader that finds the lock free knows the end: an empty file means that the command never ran, a trailer
@@ -21,9 +24,9 @@
  * BOX/orders, if there is one, is a FIFO by which the server sends signals to the recorder of another machine: each byte
  * is the number of a signal. The recorder opens it before it claims the record, and its name is gone with BOX.
  *
- *   claim -> begin -> hand_off -> launch -> follow -> drain -> finish
- *             START   BOX gone   fork     |  take: pipe -> frame -> record   trailer
- *                                           |  serve_signals: forward, reap, hard stop
+ *   await_start -> claim -> begin -> hand_off -> launch -> follow -> drain -> finish
+ *                            START   BOX gone   fork     |  take: pipe -> frame -> record   trailer
+ *                                                        |  serve_signals: forward, reap, hard stop
  *
  * A full or failing disk blocks: the command waits on its pipe until there is room again. Output is lost only by a hard
  * stop, which waits for room for three seconds, by a SIGKILL to the recorder, and by a limit on the size of the
@@ -104,6 +107,7 @@ enum { BY_SIZE_LIMIT = 1, BY_ENGINE = 3, BY_STORE = 4 }; /* causes of gaps, as i
 
 #define MS 1000000ull                             /* times are nanoseconds */
 #define WAIT_FOR_ROOM (50 * MS)
+#define START_LOOKS (5 * MS)                      /* between two looks whether the start is granted */
 #define HAND_OFF_WAITS (2000 * MS)                /* for the server to remove BOX */
 #define STOP_WAITS (3000 * MS)                    /* for room, after a hard stop */
 #define FINISH_WAITS (30000 * MS)                 /* for room for the trailer, after a hard stop */
@@ -290,8 +294,8 @@ static bool wait_for(const int *fds, int n, uint64_t timeout, fd_set *ready)
 static bool obey(int number)
 {
     if (!child) {
-        /* The command does not run yet, and never will: the empty record proves it. */
-        if ((number == HARD_STOP || number == SIGTERM || number == SIGINT) && ftruncate(record, 0) == 0)
+        /* The command does not run yet, and never will: the record is not claimed, or is empty, which proves it. */
+        if ((number == HARD_STOP || number == SIGTERM || number == SIGINT) && (record < 0 || ftruncate(record, 0) == 0))
             _exit(CANNOT_BEGIN);
         return true;
     }
@@ -498,6 +502,16 @@ static void store_gap(int source, uint64_t missing, int cause)
 }
 
 /* ------------------------------------------------------------------------------------------------------------- steps */
+
+/* Waits until the start is granted. */
+static void await_start(const char *box)
+{
+    char path[4096];
+    if ((size_t)snprintf(path, sizeof path, "%s/wait", box) >= sizeof path)
+        errno = ENAMETOOLONG, die(CANNOT_BEGIN, box);
+    while (access(path, F_OK) == 0)
+        serve_signals(START_LOOKS);
+}
 
 /* Reads the secrets, and removes them from the disk. Before the record is claimed: the server removes BOX then. */
 static void take_secrets(const char *box)
@@ -1465,6 +1479,7 @@ int main(int argc, char **argv)
         errno = EMFILE, die(CANNOT_BEGIN, "signalfd");
     make_crc_table();
 
+    await_start(words[0]);
     open_stdin(stdin_path);
     take_secrets(words[0]);
     open_orders(words[0]);

@@ -68,6 +68,7 @@ func enter(words []string) error {
 func becomeRecorder(box, user string, keepHome bool, dropped []int, command []string) error {
 	// As the engine has set it, before any input came.
 	home := homeOfRoot()
+	awaitStart(box)
 	archive, err := os.Open(filepath.Join(box, inputsName))
 	if err != nil {
 		return err

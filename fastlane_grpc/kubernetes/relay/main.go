@@ -1,14 +1,15 @@
 // Relay copies the record of one execution, byte for byte, to the server, while the recorder writes it.
 //
-//	relay prepare DIRECTORY [files]
-//	                             puts the recorder, which is beside this program, and an empty box into a directory;
-//	                             with a word more also this program, for enter and pack
-//	relay --execution ID --server ADDRESS [--secrets] [--stdin FILE] [--inputs] [--outputs] [--account FILE]
-//	      [--recorder FILE [--limit BYTES]] [--stay] RECORD BOX
-//	relay granted RECORD         ends with 0 once the start is granted
+//	relay --execution ID --server ADDRESS [--shared DIRECTORY [--files]] [--secrets] [--stdin FILE] [--inputs] [--outputs]
+//	      [--account FILE] [--recorder FILE [--limit BYTES]] [--stay] RECORD BOX
+//	relay prepared DIRECTORY     ends with 0 once the container of the job can be started
 //	relay enter [--user USER] [--keep-home] [--cap-drop NAME]... BOX RECORDER...
 //	                             writes the inputs of the job into its container, and becomes the recorder
 //	relay pack MOST PATH...      writes what the job keeps to standard output
+//
+// With --shared the relay first puts the recorder, which is beside this program, and an empty box into the directory that
+// the containers of the pod share; with --files also this program, for enter and pack. BOX/wait is there until the start
+// is granted: the container of the job may be started before that, and then waits for it.
 //
 // FASTLANE_RELAY_TOKEN is the token of the execution. FASTLANE_RELAY_CA has the certificates, in PEM, by which the relay
 // knows the server; without it the connection is not encrypted. RECORD is a file that the relay makes when the server has granted
@@ -88,7 +89,8 @@ func (rawCodec) Name() string { return "raw" }
 
 type options struct {
 	execution, server, authorities, token string
-	secrets                               bool
+	shared                                string
+	files, secrets                        bool
 	stdin, account, recorder              string
 	inputs, outputs                       bool
 	limit                                 int64
@@ -121,8 +123,9 @@ func (its options) wants() string {
 }
 
 func main() {
-	if len(os.Args) >= 3 && os.Args[1] == "prepare" {
-		exit(prepare(os.Args[2], len(os.Args) > 3))
+	if len(os.Args) == 3 && os.Args[1] == "prepared" {
+		awaitPrepared(os.Args[2])
+		exit(nil)
 	}
 	if len(os.Args) >= 3 && os.Args[1] == "enter" {
 		exit(enter(os.Args[2:]))
@@ -130,13 +133,11 @@ func main() {
 	if len(os.Args) >= 3 && os.Args[1] == "pack" {
 		exit(pack(os.Args[2:]))
 	}
-	if len(os.Args) == 3 && os.Args[1] == "granted" {
-		_, err := os.Lstat(os.Args[2])
-		exit(err)
-	}
 	var given options
 	flag.StringVar(&given.execution, "execution", "", "id of the execution")
 	flag.StringVar(&given.server, "server", "", "address of the server's port for relays")
+	flag.StringVar(&given.shared, "shared", "", "directory that the containers of the pod share")
+	flag.BoolVar(&given.files, "files", false, "the container of the job needs this program, too")
 	flag.BoolVar(&given.secrets, "secrets", false, "the job gets secrets from the server")
 	flag.StringVar(&given.stdin, "stdin", "", "file that the standard input of the job is written to")
 	flag.BoolVar(&given.inputs, "inputs", false, "the job gets inputs from the server")
@@ -152,6 +153,11 @@ func main() {
 		os.Exit(2)
 	}
 	given.record, given.box = flag.Arg(0), flag.Arg(1)
+	if given.shared != "" && !given.granted() {
+		if err := prepare(given.shared, given.files); err != nil {
+			exit(err)
+		}
+	}
 	// A node that ends a pod tells every container of it. The relay has to send what the others still print.
 	told, _ := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	go leaveUnwanted(told, given.record)

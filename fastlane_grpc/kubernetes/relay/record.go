@@ -37,6 +37,10 @@ func openRecord(path, box string, pipes *pipes) (*record, error) {
 	if err := makeNames(path, box, pipes); err != nil {
 		return nil, err
 	}
+	// Last, also for a relay that was killed before: a recorder that waits finds everything, or that it is too late.
+	if err := os.Remove(filepath.Join(box, waitName)); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, err
+	}
 	file, err := os.Open(path)
 	if err != nil {
 		return nil, err
