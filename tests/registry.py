@@ -1,13 +1,15 @@
 """A registry of images, as small as can be: one image, and every way in which a registry fails."""
 
+import base64
 import gzip
 import hashlib
 import json
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import MappingProxyType
 from typing import Any
 
 import docker
@@ -29,10 +31,12 @@ def digest(data: bytes) -> str:
 
 class Registry:
     """Serves one image under any name, with the tags `first` and `latest`. Names that begin with `no`, `denied`,
-    `failing`, `hanging`, `limited`, `damaged` or `foreign` have what their first word says."""
+    `failing`, `hanging`, `limited`, `damaged` or `foreign` have what their first word says. `private/…` is for who has
+    the `login`, NAME:PASSWORD."""
 
-    def __init__(self, layer_tar: bytes, user: str = "") -> None:
+    def __init__(self, layer_tar: bytes, user: str = "", login: str = "") -> None:
         self._user = user
+        self._authorization = f"Basic {base64.b64encode(login.encode()).decode()}"
         layer = gzip.compress(layer_tar, 1)
         config = self._config(digest(layer_tar), "linux")
         self.blobs = {digest(blob): blob for blob in (layer, config)}
@@ -98,6 +102,10 @@ class Registry:
             self._send(to, 200, b"{}")
         elif kind == "denied":
             self._fail(to, 403, "DENIED", "requested access to the resource is denied")
+        elif kind == "private" and to.headers["Authorization"] != self._authorization:
+            self._fail(
+                to, 401, "UNAUTHORIZED", "authentication required", {"WWW-Authenticate": 'Basic realm="private"'}
+            )
         elif kind == "hostile":
             self._fail(to, 404, "MANIFEST_UNKNOWN", HOSTILE_MESSAGE)
         elif kind == "failing" and self.failures > 0:
@@ -122,12 +130,19 @@ class Registry:
         self.pulls.append(reference)
         self._send(to, 200, manifest, {"Content-Type": MANIFEST_TYPE, "Docker-Content-Digest": digest(manifest)})
 
-    def _fail(self, to: BaseHTTPRequestHandler, status: int, code: str, message: str) -> None:
+    def _fail(
+        self,
+        to: BaseHTTPRequestHandler,
+        status: int,
+        code: str,
+        message: str,
+        headers: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
         self._send(
             to,
             status,
             json.dumps({"errors": [{"code": code, "message": message}]}).encode(),
-            {"Content-Type": "application/json"},
+            {"Content-Type": "application/json", **headers},
         )
 
     def _send(

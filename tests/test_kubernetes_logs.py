@@ -1,6 +1,7 @@
 """Logs of executions on a real cluster, through the recorder and the relay: exact, whatever ends or goes away."""
 
 import hashlib
+import json
 import os
 import secrets
 import subprocess
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import grpc
 import pytest
 
-from fastlane_grpc.config import SecretSettings
+from fastlane_grpc.config import RegistrySettings, SecretSettings
 from fastlane_grpc.execution import Step
 from fastlane_grpc.inputs import InputFiles
 from fastlane_grpc.model import Reason, State, Stdin, Ulimit
@@ -103,6 +104,40 @@ def test_what_a_job_does_not_say_is_read_from_its_registry(harness: RelayedHarne
         assert (denied.state, outcome(denied).reason) == (State.FAILED, Reason.IMAGE_DENIED)
         registry.failures = 2
         assert harness.run("true", image=f"{registry.name}/failing/x:first", entrypoint=()).state is State.SUCCEEDED
+    assert harness.pods_are_gone()
+
+
+def test_a_private_image_is_pulled_by_the_secret_of_its_credential(harness: RelayedHarness, tmp_path: Path) -> None:
+    password = tmp_path / "password"
+    password.write_text("open sesame")
+    with Registry(busybox_tar(), login="robot:open sesame").serving() as registry, on_nodes(registry, harness.cluster):
+        logins = {registry.name: {"username": "robot", "password": "open sesame"}}
+        secret = {"type": "kubernetes.io/dockerconfigjson", "metadata": {"name": "robot"}}
+        content = {"stringData": {".dockerconfigjson": json.dumps({"auths": logins})}}
+        harness.cluster.api().create_namespaced_secret(harness.namespace, secret | content)
+
+        def registry_of(name: str, tasks: str, pull_secret: str = "") -> RegistrySettings:
+            return RegistrySettings(
+                name, registry.name, tasks, username="robot", password_file=password, pull_secret=pull_secret
+            )
+
+        harness.registries = [registry_of("of-others", "other", "robot"), registry_of("bare", "*")]
+        harness.reopen()
+        image = f"{registry.name}/private/x:first"
+        # Of a credential that the task may not use, the nodes do not hear.
+        denied = harness.run("true", image=image)
+        assert (denied.state, outcome(denied).reason) == (State.FAILED, Reason.IMAGE_DENIED)
+        refused = harness.run("true", image=image, registry_credential="bare")
+        assert outcome(refused).reason is Reason.REFUSED_BY_ENGINE
+        assert "'bare': it has no `pull_secret`" in outcome(refused).detail
+        harness.registries = [*harness.registries, registry_of("named", "t", "robot")]
+        harness.reopen()
+        # By the server, which reads what the image runs, and by a node.
+        execution = harness.run("echo", "mine", image=image, entrypoint=(), registry_credential="named")
+        assert execution.state is State.SUCCEEDED, execution.outcome
+        harness.registries = [registry_of("first", "t", "robot")]
+        harness.reopen()
+        assert harness.run("true", image=f"{registry.name}/private/y:first").state is State.SUCCEEDED
     assert harness.pods_are_gone()
 
 

@@ -88,13 +88,12 @@ REFUSED: dict[str, Any] = {
     "volumes": [Volume("v", "/v")],
     "devices": [Device("/dev/fuse")],
     "gpus": Gpus(1),
-    "registry_credential": "c",
 }
 # Those that the server itself acts on, and those that the relay brings to the recorder.
 OF_SERVER = {
     *("stop_signal", "stdin", "secret_envs", "inputs", "outputs"),
     *("priority", "metadata", "start_in", "start_at", "cron", "expire_time", "retry", "notifications", "unique"),
-    *("history", "stop_when_unwatched"),
+    *("history", "stop_when_unwatched", "registry_credential"),
 }
 
 
@@ -145,6 +144,16 @@ def test_a_pod_gets_no_more_than_the_job_asks_for() -> None:
     assert {"volumes", "dnsConfig", "hostAliases", "nodeSelector", "activeDeadlineSeconds"}.isdisjoint(pod["spec"])
     assert pod["spec"]["automountServiceAccountToken"] is False
     assert "resources" not in job_of()
+
+
+def test_the_pull_secret_of_an_image_is_tried_before_those_of_the_host() -> None:
+    def pull_secrets(pull_secret: str) -> Any:
+        settings = PodSettings(image_pull_secrets=["a", "b"])
+        job = assignment("busybox")
+        pod = pod_body(job, NO_IMAGE, instance="i", host="k8s", settings=settings, pull_secret=pull_secret)
+        return [each["name"] for each in pod["spec"]["imagePullSecrets"]]
+
+    assert [pull_secrets(each) for each in ("", "c", "b")] == [["a", "b"], ["c", "a", "b"], ["b", "a"]]
 
 
 def test_what_kubernetes_would_take_for_a_variable_is_escaped() -> None:

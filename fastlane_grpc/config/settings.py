@@ -258,6 +258,9 @@ class RegistrySettings:
         read_command,
         "command, without a shell, that prints the password of username, or as a docker-credential helper does, JSON",
     )
+    pull_secret: str = setting(
+        lambda: "", read_object_name, "secret of the namespace by which nodes of kubernetes hosts pull what it allows"
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,6 +41,7 @@ from fastlane_grpc.kubernetes.pod_events import PodEvents
 from fastlane_grpc.kubernetes.pod_state import PodHandle, container_of, execution_of, handle_of
 from fastlane_grpc.model import Assignment, Execution, HostKind, Reason, Usage
 from fastlane_grpc.recorder import HARD_STOP
+from fastlane_grpc.registry import Reference, credential_of_job
 from fastlane_grpc.secrets import RegistryCredentials
 
 # A grace of 0 would take the pod from the API server while its containers may run on; the node is asked instead.
@@ -64,7 +65,7 @@ class KubernetesBackend:
         registries: Sequence[RegistrySettings] = (),
         default_timeout: timedelta | None = None,
     ) -> None:
-        """`registries`: the operator's credentials, by which images are looked up.
+        """`registries`: the operator's credentials, by which images are looked up; nodes pull by their `pull_secret`.
 
         `default_timeout`: that of a job that says none; None: such a job may run for any time.
         """
@@ -74,8 +75,9 @@ class KubernetesBackend:
         self._host = host
         self._settings = settings or PodSettings()
         self._default_timeout = default_timeout
+        self._credentials = RegistryCredentials(registries)
         self._images = (
-            RegistryImages(RegistryCredentials(registries), self._settings.architecture)
+            RegistryImages(self._credentials, self._settings.architecture)
             if self._settings.recorded
             else ImagesOfNodes()
         )
@@ -105,6 +107,7 @@ class KubernetesBackend:
                 instance=self._instance,
                 host=self._host,
                 settings=self._settings,
+                pull_secret=self._pull_secret(assignment),
                 default_timeout=self._default_timeout,
             )
         except ValueError as error:
@@ -116,6 +119,18 @@ class KubernetesBackend:
                 raise NameTaken(refusal.diagnosis) from refusal
             raise
         return replace(handle, capture=wrapper.name).packed()
+
+    def _pull_secret(self, assignment: Assignment) -> str:
+        """Return the secret of the namespace for the image of the job; empty: it needs none. Raises CannotRun."""
+        name, registry = assignment.spec.registry_credential, Reference.parse(assignment.spec.image).registry
+        found = credential_of_job(self._credentials, name, assignment.execution.task_id, registry)
+        if name and found and not found.pull_secret:
+            raise CannotRun(
+                Reason.REFUSED_BY_ENGINE,
+                f"nodes of a cluster cannot pull with the registry credential {name!r}: it has no `pull_secret`, which "
+                "names a secret of the namespace",
+            )
+        return found.pull_secret if found else ""
 
     def before_start(self, handle: Handle) -> Handle:
         return handle

@@ -56,12 +56,14 @@ def pod_body(
     instance: str,
     host: str,
     settings: PodSettings,
+    pull_secret: str = "",
     default_timeout: timedelta | None = None,
 ) -> Mapping[str, Any]:
     """Return the description of the pod, with the gate that keeps it from a node.
 
-    An image with a digest is named by it: no tag that was moved meanwhile can bring another one. `default_timeout` is
-    that of a job that says none; None: it may run for any time.
+    An image with a digest is named by it: no tag that was moved meanwhile can bring another one. `pull_secret` is that
+    of the job's image; the nodes try it before those of the host. `default_timeout` is that of a job that says none;
+    None: it may run for any time.
 
     Raises CannotRun if the job asks for what a pod does not have, and ValueError if its command is none.
     """
@@ -91,6 +93,7 @@ def pod_body(
                     "containers": [_container(spec, image)],
                 },
                 settings,
+                pull_secret,
             ),
             {
                 "activeDeadlineSeconds": timeout and _seconds(timeout + spec.grace + _DEADLINE_SPARE),
@@ -103,8 +106,11 @@ def pod_body(
     }
 
 
-def pod_spec(spec: Mapping[str, Any], settings: PodSettings) -> Mapping[str, Any]:
+def pod_spec(spec: Mapping[str, Any], settings: PodSettings, pull_secret: str = "") -> Mapping[str, Any]:
     """Return the spec of a pod with the operator's choices."""
+    pull_secrets = dict.fromkeys(
+        [pull_secret, *settings.image_pull_secrets] if pull_secret else settings.image_pull_secrets
+    )
     return _with_what_is_set(
         spec,
         {
@@ -112,7 +118,7 @@ def pod_spec(spec: Mapping[str, Any], settings: PodSettings) -> Mapping[str, Any
             "priorityClassName": settings.priority_class,
             "nodeSelector": dict(settings.node_selector),
             "tolerations": list(settings.tolerations),
-            "imagePullSecrets": [{"name": name} for name in settings.image_pull_secrets],
+            "imagePullSecrets": [{"name": name} for name in pull_secrets],
         },
     )
 
@@ -129,7 +135,6 @@ def _refuse(spec: JobSpec, *, recorded: bool) -> None:
         "volumes": spec.volumes,
         "devices": spec.devices,
         "gpus": spec.gpus,
-        "a registry_credential: nodes pull images by the image_pull_secrets of the host": spec.registry_credential,
         "the mode of a tmpfs": any(tmpfs.mode for tmpfs in spec.tmpfs),
         "a stop_signal other than SIGTERM, without a relay": plain
         and spec.stop_signal.upper().removeprefix("SIG") not in {"", "TERM", "15"},

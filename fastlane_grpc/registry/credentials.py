@@ -16,6 +16,7 @@ import docker.utils.config
 import structlog
 
 from fastlane_grpc.backend import CannotRun, PullFailed
+from fastlane_grpc.config import RegistrySettings
 from fastlane_grpc.errors import RegistryCredentialNotFound
 from fastlane_grpc.model import Reason
 from fastlane_grpc.secrets import Credential, RegistryCredentials, Unreadable, read_credential
@@ -62,18 +63,9 @@ def credentials_of_job(named: RegistryCredentials, name: str, task_id: str, regi
 
     Raises CannotRun, and PullFailed if the operator's credential cannot be read just now.
     """
-    try:
-        found = named.named(name, task_id) if name else named.of_server(registry, task_id)
-    except RegistryCredentialNotFound as error:
-        # The settings have changed since the enqueue.
-        raise CannotRun(Reason.IMAGE_DENIED, str(error)) from error
+    found = credential_of_job(named, name, task_id, registry)
     if found is None:
         return credentials_for(registry)
-    if found.server != registry:
-        raise CannotRun(
-            Reason.IMAGE_DENIED,
-            f"the registry credential {name!r} is for {found.server}, and the image is in {registry}",
-        )
     try:
         credential = read_credential(found)
     except Unreadable as error:
@@ -84,6 +76,24 @@ def credentials_of_job(named: RegistryCredentials, name: str, task_id: str, regi
             reason=Reason.IMAGE_DENIED,
         ) from error
     return Credentials(_header(credential, registry), name=found.name, credential=credential)
+
+
+def credential_of_job(named: RegistryCredentials, name: str, task_id: str, registry: str) -> RegistrySettings | None:
+    """Return the operator's credential for an image of this registry and a job of the task; None: there is none.
+
+    `name`: as for `credentials_of_job`. Raises CannotRun.
+    """
+    try:
+        found = named.named(name, task_id) if name else named.of_server(registry, task_id)
+    except RegistryCredentialNotFound as error:
+        # The settings have changed since the enqueue.
+        raise CannotRun(Reason.IMAGE_DENIED, str(error)) from error
+    if found and found.server != registry:
+        raise CannotRun(
+            Reason.IMAGE_DENIED,
+            f"the registry credential {name!r} is for {found.server}, and the image is in {registry}",
+        )
+    return found
 
 
 def _header(credential: Credential, registry: str) -> str:

@@ -1,9 +1,11 @@
 """A server's lower floors over one namespace of a cluster, with nothing above the runner."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastlane_grpc.capture.capture import Captures
+from fastlane_grpc.config import RegistrySettings
 from fastlane_grpc.execution import Host
 from fastlane_grpc.model import CaptureMode
 from tests.cluster.processes import wait_until
@@ -25,6 +27,7 @@ class ClusterHarness(EngineHarness):
         self.cluster = cluster
         self.namespace = namespace
         self.node_selector: dict[str, str] = {}
+        self.registries: Sequence[RegistrySettings] = ()
         super().__init__(directory, cluster.image, "", "", CaptureMode.AUTO, 0)
 
     def connect(self) -> Host:
@@ -38,7 +41,9 @@ class ClusterHarness(EngineHarness):
 
         api = ClusterApi(kubeconfig=self.cluster.kubeconfig, namespace=self.namespace)
         settings = PodSettings(node_selector=self.node_selector)
-        return KubernetesBackend(api, instance=self.store.instance, host="local", settings=settings)
+        return KubernetesBackend(
+            api, instance=self.store.instance, host="local", settings=settings, registries=self.registries
+        )
 
     def enqueue(self, command: str = "", *args: str, **more: Any) -> str:
         """The command is the entrypoint, unless that is given: no registry has the image of the tests."""
