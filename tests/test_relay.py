@@ -12,6 +12,7 @@ import subprocess
 import tarfile
 import threading
 from collections.abc import Callable, Coroutine, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,10 @@ import pytest
 
 from fastlane_grpc.backend import BackendDown, BackendRefuses
 from fastlane_grpc.capture.container_files import OutputsTooLarge
-from fastlane_grpc.capture.handoff import packed_variables
+from fastlane_grpc.capture.handoff import CommandStatus, packed_variables
 from fastlane_grpc.capture.relay_calls import relay_calls
 from fastlane_grpc.capture.relay_tokens import RelayTokens
+from fastlane_grpc.capture.relayed import RelayedCapture
 from fastlane_grpc.capture.relayed_outputs import expect, kept
 from fastlane_grpc.capture.relayed_record import (
     Permission,
@@ -950,6 +952,44 @@ def test_a_recorder_that_never_began_is_told_by_its_relay(pair: Pair) -> None:
     assert (pair.copy / "relay-end").exists()
     code, _ = pair.recorder.start("true", hand_off=False).end()
     assert code == 119, "no recorder begins after that"
+
+
+def test_a_start_that_was_granted_is_revoked_if_no_recorder_has_begun(pair: Pair) -> None:
+    pair.serve()
+    relay = pair.relay()
+    wait_until((pair.box / "log").exists, "the start is granted")
+    assert RelayedCapture(pair.copy, EXECUTION_ID, None).revoke() is CommandStatus.NEVER_RAN
+    ends_well(relay)
+    code, _ = pair.recorder.start("true", hand_off=False).end()
+    assert code == 119, "no recorder begins after that"
+
+
+def test_a_start_is_not_revoked_whose_recorder_has_begun(pair: Pair) -> None:
+    pair.serve()
+    relay = pair.relay()
+    running = pair.record("sh", "-c", f"echo begun; while [ ! -e {pair.pod}/go ]; do sleep 0.02; done; exit 3")
+    wait_until(lambda: b"begun" in pair.received(), "the recorder has begun")
+    assert RelayedCapture(pair.copy, EXECUTION_ID, None).revoke() is None
+    assert unbegun(pair.copy) is None
+    (pair.pod / "go").touch()
+    assert running.end() == (3, "")
+    ends_well(relay)
+
+
+@pytest.mark.parametrize("begun", [True, False])
+def test_a_record_is_sealed_whose_relay_is_connected_and_sends_nothing(pair: Pair, begun: bool) -> None:
+    pair.serve()
+    relay = pair.relay()
+    wait_until((pair.box / "log").exists, "the start is granted")
+    if begun:
+        pair.record("sh", "-c", "echo first; exec sleep 1000")
+        wait_until(lambda: b"first" in pair.received(), "the output is there")
+    capture = RelayedCapture(pair.copy, EXECUTION_ID, None)
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(capture.seal, None, {}).result(SECONDS)
+    _, words = relay.communicate(timeout=SECONDS)
+    assert (relay.returncode, b"was closed" in words) == (3, True)
+    assert pair.output().stdout == (b"first\n" if begun else b"")
 
 
 def test_a_relay_that_is_told_to_end_sends_what_a_recorder_that_began_prints(pair: Pair) -> None:

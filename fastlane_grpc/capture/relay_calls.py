@@ -11,6 +11,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
+# An order in the place of a signal: to keep the recorder from its beginning.
+REVOKE = 0
+
 
 @dataclass(frozen=True, slots=True)
 class JobFiles:
@@ -30,7 +33,10 @@ class RelayCall(Protocol):
     """The call of a relay that is connected."""
 
     def order(self, number: int) -> bool:
-        """Send a signal to the recorder. False: it is not certain that the recorder gets it. Waits for seconds."""
+        """Send a signal to the recorder, or REVOKE. False: it is not certain that it is obeyed. Waits for seconds."""
+
+    def end(self) -> None:
+        """Break off the call, as its record is closed. Does not wait."""
 
 
 class RelayCalls:
@@ -91,10 +97,18 @@ class RelayCalls:
                     del self._calls[directory]
 
     def order(self, directory: Path, number: int) -> bool:
-        """Send a signal to a recorder by its relay. False: no relay is connected, or it is not certain."""
-        with self._lock:
-            call = self._calls.get(directory)
+        """Send an order to a recorder by its relay. False: no relay is connected, or it is not certain."""
+        call = self._call(directory)
         return call is not None and call.order(number)
+
+    def end(self, directory: Path) -> None:
+        """Break off the call of a relay, if it is connected. Its record is closed."""
+        if call := self._call(directory):
+            call.end()
+
+    def _call(self, directory: Path) -> RelayCall | None:
+        with self._lock:
+            return self._calls.get(directory)
 
 
 relay_calls = RelayCalls()

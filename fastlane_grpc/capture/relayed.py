@@ -23,7 +23,7 @@ from fastlane_grpc.capture.capture import ContainerEnd, ReadSecrets, Wait, not_k
 from fastlane_grpc.capture.handoff import CommandStatus, Delivery, packed_variables
 from fastlane_grpc.capture.record_retries import retry_until_written
 from fastlane_grpc.capture.recorder import capabilities_by_recorder, command_of, ulimits_by_recorder
-from fastlane_grpc.capture.relay_calls import relay_calls
+from fastlane_grpc.capture.relay_calls import REVOKE, relay_calls
 from fastlane_grpc.capture.relay_tokens import RelayTokens
 from fastlane_grpc.capture.relayed_files import RelayedFiles
 from fastlane_grpc.capture.relayed_outputs import SPARE_BYTES, expect, expected
@@ -318,14 +318,17 @@ class RelayedCapture:
         return True
 
     def revoke(self) -> CommandStatus | None:
-        """Revoke the start; None if it was granted, and its relay has not said that the command never ran.
+        """Revoke the start. If it was granted, its relay can still keep the recorder from its beginning.
 
-        Then only the cluster can tell of the command.
+        None: the recorder has begun, or the relay does not answer. Then only the cluster can tell of the command.
         """
         if self.unbegun is not None:
             return CommandStatus.NEVER_RAN
         decided = retry_until_written(partial(decide, self._directory, Permission.REVOKED))
-        return CommandStatus.NEVER_RAN if decided is Permission.REVOKED else None
+        if decided is Permission.REVOKED:
+            return CommandStatus.NEVER_RAN
+        relay_calls.order(self._directory, REVOKE)
+        return CommandStatus.NEVER_RAN if self.unbegun is not None else None
 
     @property
     def start_granted(self) -> bool:
@@ -424,8 +427,12 @@ class RelayedCapture:
         """Return a writer at the end of the copy. Raises RecordSealed, and OSError."""
         lock = open_record(self._record, os.O_RDONLY)
         try:
-            # A piece that is being stored is waited for. None is stored after it.
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            while not _is_locked(lock):
+                # A piece that is being stored is waited for. A relay without one would stay connected for as long as
+                # its pod is there. It comes again, and is refused if the record is closed.
+                if permission(self._directory) is Permission.CLOSED:
+                    relay_calls.end(self._directory)
+                time.sleep(LOOK_SECONDS)
             return RecordWriter.resume(self._record)
         finally:
             os.close(lock)
@@ -442,6 +449,15 @@ class RelayedCapture:
             return record.seal(exit_code, facts, time.time_ns())
         finally:
             record.close()
+
+
+def _is_locked(file: int) -> bool:
+    """Lock a file, unless somebody else has locked it."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 class RelayedCaptures:

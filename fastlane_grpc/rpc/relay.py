@@ -42,7 +42,7 @@ import grpc
 import structlog
 
 from fastlane_grpc.backend import BackendDown
-from fastlane_grpc.capture.relay_calls import relay_calls
+from fastlane_grpc.capture.relay_calls import REVOKE, relay_calls
 from fastlane_grpc.capture.relay_tokens import RelayTokens
 from fastlane_grpc.capture.relayed_outputs import OutputsDamaged, RelayedOutputs
 from fastlane_grpc.capture.relayed_record import (
@@ -176,7 +176,9 @@ class RelayServer:
                         store = partial(outputs.store, int.from_bytes(piece[:8], "little"), piece[8:])
                         await _store(store, execution_id)
                     elif offset == NEVER_BEGAN:
-                        await call.write(b"E", await to_its_end(partial(_note_unbegun, directory, record, piece)))
+                        size = await to_its_end(partial(_note_unbegun, directory, record, piece))
+                        call.answered(bytes([REVOKE, 1]))
+                        await call.write(b"E", size)
                         return
                     elif offset == COMPLETE:
                         is_complete = True
@@ -189,6 +191,11 @@ class RelayServer:
                         return
             # A connection that breaks also ends the requests, without an error.
             await context.abort(grpc.StatusCode.UNAVAILABLE, "the relay did not say that this is everything")
+        except asyncio.CancelledError:
+            if not call.is_over:
+                raise
+            # Otherwise the relay would not be told.
+            await context.abort(grpc.StatusCode.FAILED_PRECONDITION, "the record of this execution was closed")
         except _NotOfPod:
             log.warning("a caller that is not in the pod asks for what a job gets", execution_id=execution_id)
             await context.abort(grpc.StatusCode.UNAUTHENTICATED, "this is not the account of the pod")
@@ -263,11 +270,14 @@ async def _wanted_files(wants: str, account: str, directory: Path) -> _Files:
 
 
 class _Call:
-    """Implements RelayCall: one call, from the side of the server. Lives on the loop, but for `order`."""
+    """Implements RelayCall: one call, from the side of the server. Made by its task, on the loop."""
 
     def __init__(self, context: Context) -> None:
         self._context = context
         self._loop = asyncio.get_running_loop()
+        self._task = asyncio.current_task()
+        # The record is closed: the relay is not to come again.
+        self.is_over = False
         # A call sends one message at a time.
         self._writing = asyncio.Lock()
         self._answers: queue.SimpleQueue[bytes] = queue.SimpleQueue()
@@ -315,6 +325,13 @@ class _Call:
             sent.cancel()
             log.info("an order did not reach a relay", signal=number, error=repr(error))
             return False
+
+    def end(self) -> None:
+        assert self._task is not None
+        self.is_over = True
+        # The loop may be closed.
+        with suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(self._task.cancel)
 
     def answered(self, answer: bytes) -> None:
         """Take the answer to an order."""

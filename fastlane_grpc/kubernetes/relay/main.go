@@ -75,6 +75,8 @@ const (
 	// In the place of an offset.
 	orderDone = math.MaxUint64
 	complete  = orderDone - 3
+	// In the place of a signal: to keep the recorder from its beginning.
+	revokeOrder = 0
 )
 
 // rawCodec passes messages as they are.
@@ -268,12 +270,12 @@ func copyRecord(connection *grpc.ClientConn, given options, pipes *pipes, told c
 	// The stream breaks while the relay waits for output, too.
 	received := make(chan answer, 1)
 	// Messages are sent by one goroutine at a time. A server sends its next order after the answer to the last.
-	done := make(chan []byte, 16)
+	done, revocations := make(chan []byte, 16), make(chan struct{}, 1)
 	go func() {
-		size, err := receiveOrders(stream, record, done)
+		size, err := receiveOrders(stream, record, done, revocations)
 		received <- answer{size, err}
 	}()
-	settled := pipes.settled
+	settled, revoking := pipes.settled, false
 	for {
 		// Before the last look: what is written until then is sent.
 		ended := record.ended()
@@ -287,7 +289,7 @@ func copyRecord(connection *grpc.ClientConn, given options, pipes *pipes, told c
 		if ended {
 			break
 		}
-		if told.Err() != nil && record.revoke() {
+		if (told.Err() != nil || revoking) && record.revoke() {
 			// The container of the job has ended, or will not be started.
 			message := unbegun(given.box)
 			if err := stream.SendMsg(&message); err != nil {
@@ -295,9 +297,19 @@ func copyRecord(connection *grpc.ClientConn, given options, pipes *pipes, told c
 			}
 			return true, (<-received).err
 		}
+		if revoking {
+			// A recorder has begun.
+			revoking = false
+			message := answerTo(revokeOrder, 0)
+			if err := stream.SendMsg(&message); err != nil {
+				return true, orElse((<-received).err, "the server ended the call")
+			}
+		}
 		select {
 		case answered := <-received:
 			return true, orElse(answered.err, "the server ended the call")
+		case <-revocations:
+			revoking = true
 		case <-record.changed:
 		case <-settled:
 			settled = nil
@@ -405,13 +417,25 @@ func receiveFiles(stream grpc.ClientStream, given options) (offset, kept int64, 
 	}
 }
 
+// answerTo returns the answer to an order.
+func answerTo(order, obeyed byte) []byte {
+	return append(binary.LittleEndian.AppendUint64(nil, orderDone), order, obeyed)
+}
+
 // receiveOrders passes orders to the recorder, and returns the size that ends the call.
-func receiveOrders(stream grpc.ClientStream, record *record, done chan<- []byte) (int64, error) {
+func receiveOrders(
+	stream grpc.ClientStream, record *record, done chan<- []byte, revocations chan<- struct{},
+) (int64, error) {
 	for {
 		kind, content, err := receive(stream)
 		switch {
 		case err != nil:
 			return 0, err
+		case kind == 'O' && len(content) == 1 && content[0] == revokeOrder:
+			select {
+			case revocations <- struct{}{}:
+			default: // It was asked already.
+			}
 		case kind == 'O' && len(content) == 1:
 			// Not when the server is told: an answer may have to wait behind output.
 			obeyed := byte(0)
@@ -421,7 +445,7 @@ func receiveOrders(stream grpc.ClientStream, record *record, done chan<- []byte)
 				fmt.Fprintln(os.Stderr, "relay:", err)
 			}
 			select {
-			case done <- append(binary.LittleEndian.AppendUint64(nil, orderDone), content[0], obeyed):
+			case done <- answerTo(content[0], obeyed):
 			default: // The server does not wait for so many answers.
 			}
 		case kind == 'E' && len(content) == 8:
