@@ -103,6 +103,13 @@ ROWS: Mapping[str, Row] = {
         ("tests/test_kubernetes_faults.py", "-k", "no_byte_is_missing"),
         "CHAOS_ROUNDS",
     ),
+    "pods-room": Row(
+        "no byte is missing, and no gap is told, though nodes keep only what is not on the server's disk",
+        "SIGKILL of the server, of relays and of recorders, in floods whose copied blocks are punched out",
+        "kills",
+        ("tests/test_relay_punch.py", "-k", "whatever_is_killed"),
+        "CHAOS_ROUNDS",
+    ),
     "connections-cut": Row(
         "a log that is read over cut connections is whole",
         "connections cut after any number of bytes, up to eight planned for each log",

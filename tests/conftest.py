@@ -27,7 +27,13 @@ structlog.configure(
     ]
 )
 
-pytest_plugins = ["tests.engine", "tests.wheel", "tests.cluster.fixtures", "tests.conformance.results"]
+pytest_plugins = [
+    "tests.engine",
+    "tests.wheel",
+    "tests.cluster.fixtures",
+    "tests.conformance.results",
+    "tests.relay_pair",
+]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

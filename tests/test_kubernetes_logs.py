@@ -23,7 +23,7 @@ from fastlane_grpc.secrets import NamedSecrets
 from tests.cluster.control_plane import ADDRESS
 from tests.cluster.loopback import on_nodes
 from tests.cluster.processes import wait_until
-from tests.cluster.relayed import FLOOD, SH, RelayedHarness, lines, outcome
+from tests.cluster.relayed import FLOOD, LINE_BYTES, SH, RelayedHarness, lines, outcome
 from tests.engine import Killed, busybox_tar
 from tests.registry import Registry, digest
 
@@ -51,6 +51,19 @@ def test_twenty_megabytes_of_each_source_arrive_to_the_byte(harness: RelayedHarn
     assert output.gaps == []
     assert output.trailer
     assert harness.pods_are_gone()
+
+
+def test_a_pod_needs_little_room_on_its_node_for_a_large_log(harness: RelayedHarness) -> None:
+    going = harness.go_script(FLOOD.format(lines=1_000_000) + "; exec sleep 1000")
+    path = harness.logs.output_path(going.id)
+    wait_until(lambda: path.exists() and path.stat().st_size > 1_000_000 * LINE_BYTES, "the output arrives")
+    wait_until(lambda: harness.volume_bytes(going) < 4 << 20, "what is copied is punched out")
+    # Still so while it runs, and nothing of the log is gone with it.
+    assert not harness.has_ended_on_node(going)
+    harness.stop(going.id, grace=0)
+    assert going.result().state is State.STOPPED
+    output = harness.output(going.id)
+    assert (output.gaps, output.stdout == lines(1_000_000)) == ([], True)
 
 
 def test_no_byte_is_missing_after_servers_that_went_away_in_a_flood(harness: RelayedHarness) -> None:

@@ -11,7 +11,7 @@ import struct
 import subprocess
 import tarfile
 import threading
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,6 @@ from fastlane_grpc.backend import BackendDown, BackendRefuses
 from fastlane_grpc.capture.container_files import OutputsTooLarge
 from fastlane_grpc.capture.handoff import CommandStatus, packed_variables
 from fastlane_grpc.capture.relay_calls import relay_calls
-from fastlane_grpc.capture.relay_tokens import RelayTokens
 from fastlane_grpc.capture.relayed import RelayedCapture
 from fastlane_grpc.capture.relayed_outputs import expect, kept
 from fastlane_grpc.capture.relayed_record import (
@@ -40,151 +39,16 @@ from fastlane_grpc.inputs import ArchiveInvalid
 from fastlane_grpc.model import Source
 from fastlane_grpc.record.format import BLOCK_BYTES
 from fastlane_grpc.recorder import HARD_STOP
-from fastlane_grpc.rpc.relay import SERVICE, RelayServer, to_its_end
+from fastlane_grpc.rpc.relay import SERVICE, to_its_end
 from fastlane_grpc.secrets import Unreadable
 from tests.cluster.kit import RELAY, recorder_program
 from tests.cluster.processes import children, wait_until
-from tests.engine import Output, read_output
-from tests.recorder_program import EXECUTION_ID, Recorder, Running, needs_namespaces, python, walk
-from tests.succession import free_address
+from tests.engine import read_output
+from tests.recorder_program import EXECUTION_ID, python, walk
+from tests.relay_pair import FLOOD, SECONDS, TOKENS, Pair, counted, ends_well, has_every_byte, numbered
 
 # In the stage of the cluster, which builds the relay.
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(120)]
-
-SECONDS = 60
-TOKENS = RelayTokens(b"a key of the test")
-# Prints so many MB of bytes that do not repeat, and one line to stderr.
-FLOOD = """
-import os, sys
-for number in range(int(sys.argv[1]) * 16):
-    os.write(1, (b"%d:" % number) + os.urandom(32) * 2000)
-os.write(2, b"over")
-"""
-
-
-class Pair:
-    """A record and its box as in a pod, and a server at one address with a data directory of its own."""
-
-    def __init__(self, directory: Path, max_log_bytes: int = 0) -> None:
-        self.pod, self.copy = directory / "pod", directory / "copy"
-        self.box = self.pod / "box"
-        self.box.mkdir(parents=True)
-        self.box.chmod(0o777)
-        self.max_log_bytes = max_log_bytes
-        # The new records, and whether each was there when it was told of.
-        self.told: list[tuple[str, bool]] = []
-        self.token = TOKENS.token(EXECUTION_ID, new_pod(self.copy))
-        self.address = free_address()
-        self.recorder = Recorder(recorder_program(), self.pod)
-        self._relays: list[subprocess.Popen[bytes]] = []
-        self._loop = asyncio.new_event_loop()
-        threading.Thread(target=self._loop.run_forever, daemon=True).start()
-        self.server: RelayServer | None = None
-
-    def serve(self) -> None:
-        async def begin() -> None:
-            # A server of gRPC belongs to the loop on which it is made.
-            self.server = RelayServer(
-                TOKENS,
-                self._directory_of,
-                max_log_bytes=self.max_log_bytes,
-                on_new_record=lambda execution_id: self.told.append((execution_id, (self.copy / "log").exists())),
-            )
-            assert await self.server.start(self.address)
-
-        self.wait(begin())
-
-    def leave(self) -> None:
-        """The server goes away."""
-        assert self.server
-        self.wait(self.server.stop())
-        self.server = None
-
-    def relay(
-        self,
-        token: str = "",
-        execution_id: str = EXECUTION_ID,
-        *,
-        wants: Sequence[str | Path] = (),
-        program: Path = RELAY,
-    ) -> Any:
-        salvage = ["--recorder", str(recorder_program()), "--limit", str(self.max_log_bytes)]
-        relay = subprocess.Popen(
-            [str(program), "--execution", execution_id, "--server", self.address, *salvage, *wants, self.log, self.box],
-            env={**os.environ, "FASTLANE_RELAY_TOKEN": token or self.token},
-            stderr=subprocess.PIPE,
-        )
-        self._relays.append(relay)
-        return relay
-
-    def record(self, *command: str, options: Sequence[str | Path] = ()) -> Running:
-        """Run a command under the recorder, once the start is granted."""
-        wait_until((self.box / "log").exists, "the start is granted")
-        limit = ("--limit", str(self.max_log_bytes)) if self.max_log_bytes else ()
-        words = ("--execution", EXECUTION_ID, *limit, *map(str, options), str(self.box), "--", *command)
-        return self.recorder.start(options=words, hand_off=False)
-
-    @property
-    def log(self) -> Path:
-        return self.pod / "log"
-
-    @property
-    def stdin(self) -> Path:
-        return self.pod / "stdin"
-
-    @property
-    def wants(self) -> Sequence[str | Path]:
-        """The options of a relay whose job gets secrets and a standard input."""
-        return ["--secrets", "--stdin", self.stdin]
-
-    def received(self) -> bytes:
-        path = self.copy / "log"
-        return path.read_bytes() if path.exists() else b""
-
-    def output(self) -> Output:
-        return read_output(self.copy / "log")
-
-    def close(self) -> None:
-        relay_calls.withdraw(self.copy)
-        self.recorder.close()
-        for relay in self._relays:
-            relay.kill()
-            relay.wait()
-            assert relay.stderr
-            relay.stderr.close()
-        if self.server:
-            self.leave()
-        self._loop.call_soon_threadsafe(self._loop.stop)
-
-    async def _directory_of(self, execution_id: str) -> Path | None:
-        return self.copy if execution_id == EXECUTION_ID else None
-
-    def wait(self, work: Coroutine[Any, Any, Any]) -> Any:
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result(SECONDS)
-
-
-@pytest.fixture
-def make_pair(tmp_path: Path) -> Iterator[Callable[..., Pair]]:
-    needs_namespaces()
-    pairs: list[Pair] = []
-
-    def make(name: str = "", **settings: int) -> Pair:
-        pairs.append(Pair(tmp_path / name, **settings))
-        return pairs[-1]
-
-    yield make
-    for pair in pairs:
-        pair.close()
-
-
-@pytest.fixture
-def pair(make_pair: Callable[..., Pair]) -> Pair:
-    return make_pair()
-
-
-def ends_well(relay: Any) -> None:
-    _, words = relay.communicate(timeout=SECONDS)
-    assert relay.returncode == 0, words
 
 
 def test_a_copy_is_the_record_to_the_byte(pair: Pair) -> None:
@@ -193,7 +57,7 @@ def test_a_copy_is_the_record_to_the_byte(pair: Pair) -> None:
     running = pair.record(*python(FLOOD, 20))
     ends_well(relay)
     assert running.end() == (0, "")
-    assert pair.received() == pair.log.read_bytes()
+    assert pair.is_copied()
     assert pair.output().trailer
     assert pair.output().stderr == b"over"
     assert not pair.box.exists()
@@ -207,7 +71,7 @@ def test_output_arrives_while_the_command_runs(pair: Pair) -> None:
     wait_until(lambda: b"first" in pair.received(), "the output is there")
     running.stop_hard()
     ends_well(relay)
-    assert pair.received() == pair.log.read_bytes()
+    assert pair.is_copied()
 
 
 def kit(directory: Path) -> Path:
@@ -279,7 +143,7 @@ def test_no_byte_is_missing_after_a_server_went_away_eight_times(pair: Pair) -> 
         pair.leave()
         pair.serve()
     ends_well(relay)
-    assert pair.received() == pair.log.read_bytes()
+    assert pair.is_copied()
 
 
 def test_a_server_that_is_away_at_the_end_gets_everything_later(pair: Pair) -> None:
@@ -294,7 +158,7 @@ def test_a_server_that_is_away_at_the_end_gets_everything_later(pair: Pair) -> N
     assert relay.poll() is None
     pair.serve()
     ends_well(relay)
-    assert pair.received() == pair.log.read_bytes()
+    assert pair.is_copied()
     assert pair.output().trailer
 
 
@@ -324,7 +188,7 @@ def test_a_relay_that_is_killed_goes_on_where_it_was(pair: Pair) -> None:
         relay.wait()
         relay = pair.relay()
     ends_well(relay)
-    assert pair.received() == pair.log.read_bytes()
+    assert pair.is_copied()
 
 
 def test_a_recorder_waits_for_a_relay_that_is_killed_at_the_end(pair: Pair) -> None:
@@ -339,7 +203,7 @@ def test_a_recorder_waits_for_a_relay_that_is_killed_at_the_end(pair: Pair) -> N
     assert running.process.poll() is None, "its node would not start the relay again"
     relay = pair.relay(wants=["--stay"])
     assert running.end() == (0, "")
-    assert pair.received() == pair.log.read_bytes()
+    assert pair.is_copied()
     assert relay.poll() is None, "its node would start it again"
     relay.terminate()
     ends_well(relay)
@@ -360,43 +224,6 @@ def test_a_record_that_no_server_wants_is_not_waited_for(pair: Pair) -> None:
 
 # -- a recorder that is killed
 
-# Prints numbered lines to both sources, and notes after each call how many bytes the kernel has accepted of each.
-COUNTED = """
-import mmap, os, struct, sys
-with open(sys.argv[1], "r+b") as file:
-    counts = mmap.mmap(file.fileno(), 16)
-accepted = [0, 0]
-number = 0
-while True:
-    lines = b"".join(b"%015d\\n" % (number + each) for each in range(int(sys.argv[2])))
-    for source in (0, 1):
-        written = 0
-        while written < len(lines):
-            written += os.write(source + 1, lines[written:])
-            struct.pack_into("q", counts, 8 * source, accepted[source] + written)
-        accepted[source] += len(lines)
-    number += int(sys.argv[2])
-"""
-
-
-def counted(pair: Pair, lines: int, options: Sequence[str | Path] = ()) -> Running:
-    """Run COUNTED, with so many lines to a call."""
-    (pair.pod / "counts").write_bytes(bytes(16))
-    return pair.record(*python(COUNTED, pair.pod / "counts", lines), options=options)
-
-
-def has_every_byte(pair: Pair) -> None:
-    """Assert that the copy has every byte of COUNTED that the kernel accepted."""
-    output = pair.output()
-    accepted = struct.unpack("2q", (pair.pod / "counts").read_bytes())
-    assert output.gaps == []
-    for printed, at_least in zip((output.stdout, output.stderr), accepted, strict=True):
-        assert (len(printed), printed == numbered(len(printed))) == (max(len(printed), at_least), True)
-
-
-def numbered(size: int) -> bytes:
-    return b"".join(b"%015d\n" % number for number in range(-(-size // 16)))[:size]
-
 
 def test_a_recorder_killed_in_a_flood_costs_no_byte(make_pair: Callable[..., Pair]) -> None:
     for number, lines in enumerate((1, 7, 100, 1000, 4000) * 2):
@@ -410,7 +237,7 @@ def test_a_recorder_killed_in_a_flood_costs_no_byte(make_pair: Callable[..., Pai
         ends_well(relay)
         has_every_byte(pair)
         assert is_complete(pair.copy)
-        assert pair.received() == pair.log.read_bytes()
+        assert pair.is_copied()
         assert walk(pair.log).trailer_payload == b""
 
 
@@ -492,7 +319,7 @@ def test_a_salvage_that_is_killed_goes_on_where_it_was(pair: Pair) -> None:
 def test_a_limited_record_of_a_killed_recorder_keeps_its_newest_output(make_pair: Callable[..., Pair]) -> None:
     pair = make_pair(max_log_bytes=16 * BLOCK_BYTES)
     pair.serve()
-    relay = pair.relay()
+    relay = pair.relay(punches=False)
     running = counted(pair, 1000)
     wait_until(lambda: len(pair.received()) > 8 << 20 or relay.poll() is not None, "the flood is on its way")
     running.send(signal.SIGKILL)
@@ -530,14 +357,14 @@ def test_a_command_finds_no_name_of_its_pipes(pair: Pair) -> None:
 def test_a_copy_of_a_limited_record_has_the_same_output_and_size(make_pair: Callable[..., Pair]) -> None:
     pair = make_pair(max_log_bytes=16 * BLOCK_BYTES)
     pair.serve()
-    relay = pair.relay()
+    relay = pair.relay(punches=False)
     wait_until((pair.box / "log").exists, "the start is granted")
     # Away for a while: what is punched out meanwhile, it never sees.
     relay.kill()
     relay.wait()
     running = pair.recorder.start(*python(FLOOD, 8), limit=pair.max_log_bytes)
     running.end()
-    ends_well(pair.relay())
+    ends_well(pair.relay(punches=False))
     mine, its = walk(pair.copy / "log"), walk(pair.log)
     assert (mine.content, mine.punched, mine.trailer) == (its.content, its.punched, its.trailer)
     assert its.punched[Source.STDOUT]
@@ -1000,7 +827,7 @@ def test_a_relay_that_is_told_to_end_sends_what_a_recorder_that_began_prints(pai
     relay.terminate()
     running.stop_hard()
     ends_well(relay)
-    assert pair.received() == pair.log.read_bytes()
+    assert pair.is_copied()
     assert unbegun(pair.copy) is None
 
 

@@ -43,7 +43,10 @@ def test_a_job_has_no_token_and_does_not_see_the_record() -> None:
     assert token not in str(job)
     assert {mount.get("subPath") for mount in job["volumeMounts"]} == {"bin", "box"}
     (relay,) = spec["initContainers"]
-    assert relay["env"] == [{"name": "FASTLANE_RELAY_TOKEN", "value": token}]
+    assert {each["name"]: each["value"] for each in relay["env"]} == {
+        "FASTLANE_RELAY_TOKEN": token,
+        "FASTLANE_RELAY_PUNCHES": "1",
+    }
 
 
 def command_of(**spec: Any) -> Any:

@@ -23,6 +23,7 @@ from fastlane_grpc.capture.relayed_outputs import (
     kept,
 )
 from fastlane_grpc.capture.relayed_record import Permission, PieceInvalid, StartRevoked, close, decide, new_pod
+from tests.sparse_disk import sparse_disk
 
 MOST = 1 << 20
 ARCHIVE = os.urandom(300_000)
@@ -195,3 +196,18 @@ def test_an_archive_of_a_pod_is_read_as_that_of_an_engine(directory: Path) -> No
     assert content
     with content:
         assert sum(begins for _, begins in rewritten(content, "/src/dist")) == 2
+
+
+def test_what_a_disk_did_not_take_is_sent_again_from_its_begin(tmp_path: Path) -> None:
+    content = packed(archive=ARCHIVE * 100)
+    with sparse_disk(tmp_path) as disk:
+        directory = disk.path / "execution"
+        new_pod(directory)
+        decide(directory, Permission.GRANTED)
+        expect(directory, len(content))
+        with pytest.raises(OSError, match="No space left"):
+            copy(directory, content)
+        assert opened(directory).position == 0
+        disk.make_room()
+        copy(directory, content)
+        assert (directory / "relay-outputs.whole").read_bytes() == content

@@ -1,5 +1,6 @@
 """The copy of a record that a relay writes: the permission that is given once, and pieces that fit."""
 
+import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -17,6 +18,8 @@ from fastlane_grpc.capture.relayed_record import (
     check_start,
     close,
     decide,
+    is_received,
+    is_unsynced,
     new_pod,
     note_unbegun,
     permission,
@@ -26,6 +29,7 @@ from fastlane_grpc.capture.relayed_record import (
 from fastlane_grpc.model import Source
 from fastlane_grpc.record import RecordWriter
 from fastlane_grpc.record.format import BLOCK_BYTES
+from tests.sparse_disk import sparse_disk
 
 GRANTED, REVOKED = Permission.GRANTED, Permission.REVOKED
 
@@ -64,8 +68,8 @@ def test_a_revoked_start_has_no_record(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("offset", "size"),
-    [(4, 5), (6, 5), (0, 5), (5, 0), (2 * BLOCK_BYTES, 5), (1 << 63, 5), (MAX_RECORD_BYTES, 1)],
-    ids=["overlap", "gap", "again", "empty", "skipped block", "huge", "beyond the largest file"],
+    [(4, 5), (6, 5), (0, 5), (5, 0), (2 * BLOCK_BYTES, 0), (1 << 63, 5), (MAX_RECORD_BYTES, 1)],
+    ids=["overlap", "gap", "again", "empty", "skipped blocks alone", "huge", "beyond the largest file"],
 )
 def test_a_piece_that_does_not_fit_changes_nothing(tmp_path: Path, offset: int, size: int) -> None:
     record = opened(tmp_path)
@@ -78,8 +82,8 @@ def test_a_piece_that_does_not_fit_changes_nothing(tmp_path: Path, offset: int, 
     record.close()
 
 
-def test_blocks_are_skipped_only_under_a_size_limit(tmp_path: Path) -> None:
-    record = opened(tmp_path, 4 * BLOCK_BYTES)
+def test_only_whole_blocks_are_skipped(tmp_path: Path) -> None:
+    record = opened(tmp_path)
     record.store(0, b"first")
     with pytest.raises(PieceInvalid):
         record.store(3 * BLOCK_BYTES + 1, b"later")
@@ -116,6 +120,58 @@ def test_a_copy_that_is_broken_off_anywhere_goes_on_at_its_last_block(content: b
             record.close()
         record.close()
         assert (Path(directory) / "log").read_bytes() == content
+
+
+def test_a_copy_that_its_disk_did_not_take_is_cut_back_to_what_it_took(tmp_path: Path) -> None:
+    piece = os.urandom(4 * BLOCK_BYTES)
+    with sparse_disk(tmp_path) as disk:
+        directory = disk.path / "execution"
+        directory.mkdir()
+        record, synced = opened(directory), 0
+        with pytest.raises(OSError, match="No space left"):
+            while True:
+                record.store(record.position, piece)
+                synced = record.sync()
+        end = record.position
+        assert is_unsynced(directory)
+        disk.make_room()
+        # The kernel would say now that all is well.
+        with pytest.raises(OSError, match="earlier part"):
+            record.sync()
+        with pytest.raises(OSError, match="earlier part"):
+            record.finish(end)
+        assert not is_received(directory)
+        record.close()
+        record = opened(directory)
+        assert (record.position, record.size, is_unsynced(directory)) == (synced, synced, False)
+        record.store(synced, piece)
+        assert record.finish(end) == end
+        record.close()
+        with (directory / "log").open("rb") as log:
+            os.posix_fadvise(log.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            assert log.read() == piece * (end // len(piece))
+
+
+def test_a_copy_is_never_cut_back_to_where_its_node_has_nothing_more(tmp_path: Path) -> None:
+    piece = os.urandom(4 * BLOCK_BYTES)
+    with sparse_disk(tmp_path) as disk:
+        directory = disk.path / "execution"
+        directory.mkdir()
+        record = opened(directory)
+        record.store(0, piece)
+        punched = record.sync()
+        record.close()
+        # The next server, which has not synced it yet.
+        record = opened(directory)
+        while record.position < 32 << 20:
+            record.store(record.position, piece)
+        with pytest.raises(OSError, match="No space left"):
+            record.sync()
+        record.close()
+        record = RelayedRecord(directory, 0, kept_from=punched)
+        record.open()
+        assert record.position == punched
+        record.close()
 
 
 def test_a_new_pod_is_decided_about_anew_until_one_was_granted(tmp_path: Path) -> None:

@@ -33,6 +33,7 @@ from fastlane_grpc.capture.relayed_record import (
     decide,
     is_complete,
     is_received,
+    is_unsynced,
     new_pod,
     permission,
     unbegun,
@@ -190,7 +191,8 @@ class RelayKit:
         relay += ["--account", f"{ACCOUNT}/token"] if account else []
         mounts = [{"name": VOLUME, "mountPath": SHARED}, *([_ACCOUNT_MOUNT] if account else [])]
         relay += ["--stay", record, f"{SHARED}/box"]
-        variables = {"FASTLANE_RELAY_TOKEN": self.tokens.token(execution_id, pod)}
+        # The recorders of earlier pods read blocks that a relay would punch out.
+        variables = {"FASTLANE_RELAY_TOKEN": self.tokens.token(execution_id, pod), "FASTLANE_RELAY_PUNCHES": "1"}
         if authorities := self.authorities():
             variables["FASTLANE_RELAY_CA"] = authorities
         return [
@@ -354,8 +356,8 @@ class RelayedCapture:
     def delivered(self) -> bool:
         if is_received(self._directory):
             return True
-        # What the job keeps comes after its output.
-        return expected(self._directory) is None and self.trailer() is not None
+        # What the job keeps comes after its output, and so does again what the disk did not take.
+        return expected(self._directory) is None and not is_unsynced(self._directory) and self.trailer() is not None
 
     def drain(self, end: ContainerEnd | None, wait: Wait) -> str:
         """Wait until the relay has delivered everything, or is silent for too long."""
@@ -394,7 +396,7 @@ class RelayedCapture:
     def _delivered(self, wait: Wait) -> Trailer | None:
         """Wait for the trailer, and return it; None if everything came without one, or nothing comes any more."""
         size, until = -1, 0.0
-        while (trailer := self.trailer()) is None:
+        while (trailer := self.trailer()) is None or is_unsynced(self._directory):
             if is_received(self._directory):
                 return self.trailer()
             before, size = size, self._size()

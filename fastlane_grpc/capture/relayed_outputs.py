@@ -111,7 +111,12 @@ class RelayedOutputs:
                 if self._resumed:
                     raise OutputsDamaged
                 return
-            os.fsync(file.fileno())
+            try:
+                os.fsync(file.fileno())
+            except OSError:
+                # A second sync would say that all is well. Sent again, the file is written anew.
+                part.unlink()
+                raise
         part.replace(self._directory / _WHOLE)
 
     def _append(self, offset: int, piece: bytes) -> None:

@@ -6,12 +6,16 @@ once: whichever of the two comes first stays, whatever is killed. So without a g
 Each pod has a number of its own, which its relay has to name: a new pod of the execution is decided about anew.
 """
 
+import errno
 import fcntl
 import os
 import secrets
+import threading
 from contextlib import suppress
 from enum import Enum
 from pathlib import Path
+
+import structlog
 
 from fastlane_grpc.record import open_record
 from fastlane_grpc.record.format import BLOCK_BYTES
@@ -22,9 +26,14 @@ MAX_RECORD_BYTES = 1 << 50
 # The name of the file that says that no command ran.
 _UNBEGUN = "relay-unbegun"
 
-
 # The content of the file that says that everything was received, if the record itself says what is missing in it.
 COMPLETE = "complete"
+
+# Copies that their disk did not take, by directory, and up to where each is on disk. A kernel reports such a failure
+# once, and then counts what it could not write as written: only what is stored again after it gets to the disk.
+_unsynced: dict[Path, int] = {}
+
+log = structlog.get_logger(__name__)
 
 
 class Permission(Enum):
@@ -97,6 +106,7 @@ def unbegun(directory: Path) -> str | None:
 def close(directory: Path) -> None:
     """Let no relay store anything from now on. The start was granted before."""
     write_anew(directory, "relay", Permission.CLOSED.value)
+    _unsynced.pop(directory, None)
 
 
 def new_pod(directory: Path) -> str:
@@ -155,18 +165,29 @@ def _written(directory: Path, text: str) -> Path:
     return new
 
 
-class RelayedRecord:
-    """The copy of one record, for one relay. Used by one thread at a time.
+def is_unsynced(directory: Path) -> bool:
+    """Whether the disk did not take a part of the copy, which has to be sent again."""
+    return directory in _unsynced
 
-    `max_bytes` is the size limit of the recorder; 0: none. A piece is to be stored at `position`.
+
+class RelayedRecord:
+    """The copy of one record, for one relay. Used by one thread at a time, but for `sync`.
+
+    `max_bytes` is the size limit of the recorder; 0: none. `kept_from` is the offset from which its node still has the
+    record. A piece is to be stored at `position`.
     """
 
-    def __init__(self, directory: Path, max_bytes: int) -> None:
+    def __init__(self, directory: Path, max_bytes: int, kept_from: int = 0) -> None:
         self.position = self.size = 0
         self._directory = directory
         self._max_bytes = max_bytes
+        self._kept_from = kept_from
         self._limit: Limit | None = None
         self._file = -1
+        # Up to where the copy is known to be on disk.
+        self._synced = 0
+        self._has_failed = False
+        self._syncing = threading.Lock()
 
     def open(self) -> None:
         """Grant the start, and open the record. Raises StartRevoked, and OSError: then it may be called again."""
@@ -179,6 +200,7 @@ class RelayedRecord:
             self._file = open_record(self._directory / "log", os.O_RDWR | os.O_CREAT)
         # A seal waits for this lock.
         fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        self._drop_unsynced()
         self._limit = Limit(self._file, self._max_bytes, 0) if self._max_bytes else None
         # The last block is sent again: a machine that went down may have lost what was not synced of it.
         self.size = os.fstat(self._file).st_size
@@ -192,7 +214,7 @@ class RelayedRecord:
         if not permission_granted(self._directory):
             raise StartRevoked("the record of this execution is closed")
         end = offset + len(piece)
-        skips = offset > self.position and not offset % BLOCK_BYTES and self._limit is not None
+        skips = offset > self.position and not offset % BLOCK_BYTES
         if not piece or end > MAX_RECORD_BYTES or not (offset == self.position or skips):
             raise PieceInvalid(f"a piece of {len(piece)} bytes at {offset}, after {self.position}")
         place, rest = offset, memoryview(piece)
@@ -204,18 +226,58 @@ class RelayedRecord:
         if self._limit is not None and begun:
             self._limit.evict_blocks(begun[-1])
 
+    def sync(self) -> int:
+        """Put on disk what was stored, and return up to where everything is. Another thread may store meanwhile.
+
+        Raises OSError: this object puts nothing more on disk, and the next one stores anew what is not.
+        """
+        # One at a time: of two, the kernel reports a failure to one alone.
+        with self._syncing:
+            reached = self.position
+            if self._has_failed:
+                raise OSError(errno.EIO, "the disk did not take an earlier part of the record")
+            try:
+                os.fdatasync(self._file)
+                # Once, so that a new file has its name.
+                if not self._synced:
+                    _sync(self._directory)
+            except OSError as error:
+                self._has_failed = True
+                _unsynced[self._directory] = self._synced
+                log.warning(
+                    "the disk did not take a part of a record; its relay has to send that again",
+                    record=str(self._directory),
+                    offset=self._synced,
+                    error=str(error),
+                )
+                raise
+            self._synced = reached
+            return reached
+
     def finish(self, offset: int, *, is_complete: bool = False) -> int:
         """Note that everything was received, and return the size of the record. All of it is on disk.
 
         `is_complete`: the record says itself what is missing in it, also without a trailer. `offset` is the end of the
-        record by the relay. Raises PieceInvalid if something is missing, and OSError.
+        record by the relay. Raises PieceInvalid if something is missing, and OSError as `sync` does.
         """
         if offset != self.position:
             raise PieceInvalid(f"the record ends at {offset}, and was received up to {self.position}")
-        os.fsync(self._file)
+        self.sync()
         _written(self._directory, COMPLETE if is_complete else "").replace(self._directory / "relay-end")
         _sync(self._directory)
         return self.size
+
+    def _drop_unsynced(self) -> None:
+        """Take from the copy what its disk did not take. Readers that have it wait until it is there again."""
+        if (synced := _unsynced.get(self._directory)) is None:
+            return
+        # What its node has no more was on disk, as an earlier object or server has told the relay.
+        begin = max(synced, self._kept_from)
+        begin -= begin % BLOCK_BYTES
+        # Not merely written over: after a failure, ext4 may take blocks for empty that are written from its memory.
+        if begin < os.fstat(self._file).st_size:
+            os.ftruncate(self._file, begin)
+        del _unsynced[self._directory]
 
     def close(self) -> None:
         """Close the file, if it is open."""

@@ -77,6 +77,7 @@
 #include <string.h>
 #include <sys/file.h>
 #include <sys/ioctl.h>
+#include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/select.h>
@@ -157,6 +158,10 @@ static int not_stored_by;
 /* The limit in blocks; 0: none. The first `head` blocks stay, and the newest `tail` of the others, from `oldest` on. */
 static uint64_t head, tail, oldest;
 static uint64_t head_end[SOURCES], oldest_begin[SOURCES];   /* offsets */
+/* The bytes of stdout and stderr in each of the newest `tail` blocks after the head, by block number modulo `tail`. What
+ * leaves the record is counted by these: a relay may have punched the blocks out before, with their headers. A salvage
+ * counts nothing. */
+static uint16_t (*tail_bytes)[2];
 
 /* ------------------------------------------------------------------------------------------------------- the command */
 
@@ -380,13 +385,10 @@ static bool make_way(uint64_t number)
     for (int i = 0; number == head && i < SOURCES; i++)
         head_end[i] = oldest_begin[i] = stored[i].offset;
     for (; number >= oldest + tail; oldest++) {
-        struct block_header next;
-        if (pread(record, &next, sizeof next, (off_t)((oldest + 1) * BLOCK)) != sizeof next || next.number != oldest + 1)
-            return false;
         if (fallocate(record, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)(oldest * BLOCK), BLOCK))
             return false;
-        for (int i = 0; i < SOURCES; i++)
-            oldest_begin[i] = next.sources[i].offset;
+        for (int i = 0; i < 2; i++)
+            oldest_begin[i] += tail_bytes[oldest % tail][i];
     }
     return true;
 }
@@ -461,6 +463,18 @@ static uint64_t newlines_in(const uint8_t *data, size_t n)
     return count;
 }
 
+/* Counts what was stored in the last block. */
+static void count_tail_bytes(int source, size_t n, bool is_first)
+{
+    uint64_t number = (size - 1) / BLOCK;
+    if (!tail || number < head)
+        return;
+    uint16_t *its = tail_bytes[number % tail];
+    if (is_first)
+        its[STDOUT] = its[STDERR] = 0;
+    its[source] = (uint16_t)(its[source] + n);
+}
+
 /* The first `n` bytes of the payload came from a source. */
 static void store(int source, size_t n)
 {
@@ -472,11 +486,13 @@ static void store(int source, size_t n)
         not_stored_by = BY_SIZE_LIMIT;
     if (not_stored_by)
         return;
+    bool is_first = begins_block(n);
     uint64_t time = time_for_frame();
     if (!append(source + 1, n, time, its->crc)) {
         not_stored_by = BY_STORE;
         return;
     }
+    count_tail_bytes(source, n, is_first);
     stored[source] = *its;
     sequence++;
     frame_time = time;
@@ -1393,6 +1409,10 @@ static void set_limit(const char *bytes)
     if (*end || blocks < 4 || blocks > UINT32_MAX)
         usage("--limit", "expected a number of bytes, 262144 or more");
     head = oldest = blocks / 2, tail = blocks - head;
+    /* Takes memory only where it is used: some 32 KiB for a gigabyte of output. */
+    tail_bytes = mmap(NULL, tail * sizeof *tail_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (tail_bytes == MAP_FAILED)
+        die(CANNOT_BEGIN, "--limit");
 }
 
 /* Reads the options; returns BOX, "--" and the command. */

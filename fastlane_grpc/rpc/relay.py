@@ -4,8 +4,9 @@ One call, `/fastlane.relay.v1.RelayService/Copy`, a stream in both directions. I
 an id, `fastlane-token`, the token of that execution's present pod alone, and until the relay has begun also
 `fastlane-wants`: `secrets`, `stdin`, `inputs`, with commas between, or nothing. With it comes `fastlane-account`, the
 token of the pod's service account: the other token is in the description of the pod, which more people may read.
-`fastlane-outputs` is `true` if the job keeps files. Messages are bytes, and their numbers little-endian. From the
-server, with the first byte:
+`fastlane-outputs` is `true` if the job keeps files, and `fastlane-punches` if the relay punches out what is on the disk
+of the server. `fastlane-kept-from` is the offset before which everything was punched out. Messages are bytes, and their
+numbers little-endian. From the server, with the first byte:
 
 * `S`: the file of secrets, if it is wanted.
 * `I`: a piece of the standard input, if that is wanted; the pieces come in order.
@@ -13,6 +14,7 @@ server, with the first byte:
 * `K`, then an offset (8 bytes), if the job keeps files: these have to be sent from there.
 * `G`, then an offset (8 bytes): the start is granted, and the relay has to send from there.
 * `O`, then the number of a signal (1 byte), at any time after that: an order for the recorder.
+* `D`, then an offset (8 bytes), at any time after that, if the relay punches: everything before is on disk.
 * `E`, last, then the size of the record (8 bytes): the whole record is on disk.
 
 From the relay:
@@ -32,6 +34,7 @@ record is sealed. INVALID_ARGUMENT: a piece that does not fit. None of these is 
 import asyncio
 import queue
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -59,6 +62,7 @@ from fastlane_grpc.machine.address import cannot_listen
 from fastlane_grpc.machine.open_files import MOST_CONNECTIONS
 from fastlane_grpc.rpc.tls import server_credentials
 from fastlane_grpc.secrets import SecretUnusable, Unreadable
+from fastlane_grpc.supervisor import one_task
 from fastlane_grpc.text.sanitize import one_line
 from fastlane_grpc.trust import Certificates
 
@@ -68,6 +72,11 @@ STORE_AGAIN_SECONDS = 1.0
 # A piece has at most 256 KiB.
 MAX_MESSAGE_BYTES = 1 << 20
 _STOP_GRACE_SECONDS = 1.0
+# A copy is put on disk while it grows: once it has so many bytes that are not, or a second after the fewer.
+SYNC_BYTES, FEW_BYTES = 8 << 20, 1 << 20
+SYNC_SECONDS = 1.0
+# Copies that are put on disk at a time. The others gather more bytes meanwhile, and so need fewer syncs.
+_SYNC_THREADS = 4
 # In the place of an offset; no record is as large.
 ORDER_DONE = (1 << 64) - 1
 OUTPUTS_PIECE, NEVER_BEGAN, COMPLETE = ORDER_DONE - 1, ORDER_DONE - 2, ORDER_DONE - 3
@@ -104,6 +113,8 @@ class RelayServer:
         self._max_log_bytes = max_log_bytes
         # The call in force of each execution: a relay that comes again replaces the call that it lost.
         self._calls: dict[str, asyncio.Task[Any]] = {}
+        # Of its own: a disk that takes long to sync must not hold up the storing of pieces.
+        self._sync_threads = ThreadPoolExecutor(_SYNC_THREADS, "record-sync")
         self._server = grpc.aio.server(
             options=[
                 ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
@@ -141,6 +152,7 @@ class RelayServer:
     async def stop(self) -> None:
         """Stop listening, and break off all calls: the relays come again."""
         await self._server.stop(_STOP_GRACE_SECONDS)
+        self._sync_threads.shutdown(wait=False)
 
     async def _copy(self, requests: AsyncIterator[bytes], context: Context) -> None:
         metadata = dict(context.invocation_metadata())
@@ -152,8 +164,11 @@ class RelayServer:
             await context.abort(grpc.StatusCode.UNAUTHENTICATED, "this is not the token of a pod that is expected")
         assert directory is not None
         await self._replace_call(execution_id)
-        record, outputs = RelayedRecord(directory, self._max_log_bytes), RelayedOutputs(directory)
+        kept_from = str(metadata.get("fastlane-kept-from", ""))
+        record = RelayedRecord(directory, self._max_log_bytes, int(kept_from) if kept_from.isdecimal() else 0)
+        outputs = RelayedOutputs(directory)
         call = _Call(context)
+        syncs = _Syncs(record, call, self._sync_threads)
         try:
             # Sent before the grant: a start that is granted can be carried out, and until then it can be revoked.
             wants, account = (str(metadata.get(f"fastlane-{name}", "")) for name in ("wants", "account"))
@@ -166,6 +181,8 @@ class RelayServer:
                 await to_its_end(outputs.open)
                 await call.write(b"K", outputs.position)
             await call.write(b"G", record.position)
+            if metadata.get("fastlane-punches") == "true":
+                syncs.start()
             is_complete = False
             with relay_calls.connected(directory, call):
                 async for request in requests:
@@ -184,10 +201,11 @@ class RelayServer:
                         is_complete = True
                     elif piece:
                         await _store(partial(record.store, offset, piece), execution_id)
+                        syncs.note_stored()
                     else:
-                        await to_its_end(outputs.finish)
+                        await _finished(outputs.finish)
                         finish = partial(record.finish, offset, is_complete=is_complete)
-                        await call.write(b"E", await to_its_end(finish))
+                        await call.write(b"E", await _finished(finish))
                         return
             # A connection that breaks also ends the requests, without an error.
             await context.abort(grpc.StatusCode.UNAVAILABLE, "the relay did not say that this is everything")
@@ -209,7 +227,7 @@ class RelayServer:
         except StartRevoked as error:
             await context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error))
         except OSError as error:
-            log.warning("a copy of a record cannot be opened", execution_id=execution_id, error=str(error))
+            log.warning("a copy is not stored; its relay tries again", execution_id=execution_id, error=str(error))
             await context.abort(grpc.StatusCode.UNAVAILABLE, "the server cannot store the record just now")
         except OutputsDamaged:
             log.warning("what a job keeps is sent again: its copy was damaged", execution_id=execution_id)
@@ -218,6 +236,7 @@ class RelayServer:
             log.warning("a relay sends what does not fit", execution_id=execution_id, error=str(error))
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
         finally:
+            await syncs.end()
             record.close()
             if self._calls.get(execution_id) is asyncio.current_task():
                 del self._calls[execution_id]
@@ -231,6 +250,56 @@ class RelayServer:
         if earlier is not None and earlier is not task:
             earlier.cancel()
             await asyncio.wait([earlier])
+
+
+class _Syncs:
+    """Puts a copy on disk while it grows, and tells its relay up to where. Lives on the loop."""
+
+    def __init__(self, record: RelayedRecord, call: "_Call", threads: Executor) -> None:
+        self._record = record
+        self._call = call
+        self._threads = threads
+        self._task: asyncio.Task[None] | None = None
+        self._told = 0
+        # Whether there are bytes that a sync is worth, and so many that it does not wait for more.
+        self._has_some, self._has_many = asyncio.Event(), asyncio.Event()
+
+    def start(self) -> None:
+        self.note_stored()
+        self._task = one_task("record-sync", self._run())
+
+    def note_stored(self) -> None:
+        """Take note that the record may have grown."""
+        unsynced_bytes = self._record.position - self._told
+        if unsynced_bytes >= FEW_BYTES:
+            self._has_some.set()
+        if unsynced_bytes >= SYNC_BYTES:
+            self._has_many.set()
+
+    async def end(self) -> None:
+        """Return when nothing is put on disk any more."""
+        if self._task:
+            self._task.cancel()
+            await _wait_for(self._task)
+
+    async def _run(self) -> None:
+        while True:
+            await self._has_some.wait()
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._has_many.wait(), SYNC_SECONDS)
+            self._has_some.clear()
+            self._has_many.clear()
+            try:
+                self._told = await to_its_end(self._record.sync, self._threads)
+            except (OSError, RuntimeError):
+                # The record has told of it, and the node keeps the rest. Or the server ends, and its threads have.
+                return
+            self.note_stored()
+            try:
+                await self._call.write(b"D", self._told)
+            except Exception:
+                # The call has ended.
+                return
 
 
 class _NotReady(Exception):
@@ -368,15 +437,28 @@ async def _store(store: Callable[[], None], execution_id: str) -> None:
             return
 
 
-async def to_its_end(work: Callable[[], T]) -> T:
+async def _finished(finish: Callable[[], T]) -> T:
+    """Return what `finish` returns. Raises what it raises: OSError after a pause, as the relay comes again at once."""
+    try:
+        return await to_its_end(finish)
+    except OSError:
+        await asyncio.sleep(STORE_AGAIN_SECONDS)
+        raise
+
+
+async def to_its_end(work: Callable[[], T], threads: Executor | None = None) -> T:
     """Return what `work` returns on a thread. A call that is broken off meanwhile waits for the thread."""
-    working = asyncio.get_running_loop().run_in_executor(None, work)
+    working = asyncio.get_running_loop().run_in_executor(threads, work)
     try:
         return await asyncio.shield(working)
     except asyncio.CancelledError:
-        # gRPC and the next call of the relay may both break this one off. A file that the thread opens after the end
-        # would stay open, and keep its lock.
-        while not working.done():
-            with suppress(asyncio.CancelledError):
-                await asyncio.wait([working])
+        # A file that the thread opens after the end would stay open, and keep its lock.
+        await _wait_for(working)
         raise
+
+
+async def _wait_for(working: "asyncio.Future[Any]") -> None:
+    """Wait until something is done. gRPC and the next call of the relay may both break off the waiting call."""
+    while not working.done():
+        with suppress(asyncio.CancelledError):
+            await asyncio.wait([working])

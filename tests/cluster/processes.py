@@ -91,6 +91,11 @@ def recorders(execution_id: str) -> Sequence[int]:
     return processes_with("/.fastlane/bin/recorder", "--execution", execution_id)
 
 
+def relays(execution_id: str) -> Sequence[int]:
+    """Return the relay of an execution, if it runs."""
+    return processes_with("/relay", "--execution", execution_id)
+
+
 def holds_lock(process: int) -> bool:
     """Whether a process holds a lock of flock(2)."""
     locks = [line.split() for line in Path("/proc/locks").read_text().splitlines()]
@@ -105,7 +110,7 @@ def kill_recorder(execution_id: str) -> None:
 
 def kill_relay(execution_id: str) -> None:
     """Kill the relay of an execution with -9."""
-    (process,) = processes_with("/relay", "--execution", execution_id)
+    (process,) = relays(execution_id)
     os.kill(process, signal.SIGKILL)
 
 

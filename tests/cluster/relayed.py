@@ -13,7 +13,7 @@ from fastlane_grpc.rpc.relay import RelayServer
 from tests.cluster.control_plane import ADDRESS
 from tests.cluster.harness import ClusterHarness
 from tests.cluster.kit import KIT_IMAGE
-from tests.cluster.processes import children, holds_lock, recorders, wait_until
+from tests.cluster.processes import children, holds_lock, recorders, relays, wait_until
 from tests.engine import Going
 
 if TYPE_CHECKING:
@@ -89,6 +89,12 @@ class RelayedHarness(ClusterHarness):
     def node_of(self, going: Going) -> "Node":
         """Return the node that an execution runs on."""
         return self.cluster.nodes[self.pod(going).spec.node_name]
+
+    def volume_bytes(self, going: Going) -> int:
+        """Return the room that the volume of a pod takes on its node."""
+        (relay,) = relays(going.id)
+        volume = Path(f"/proc/{relay}/root/.fastlane")
+        return sum(path.lstat().st_blocks * 512 for path in volume.rglob("*"))
 
     def has_ended_on_node(self, going: Going) -> bool:
         """Whether the record is complete, whatever the cluster knows. The recorder may still wait for its relay.

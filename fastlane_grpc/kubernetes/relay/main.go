@@ -29,6 +29,9 @@
 // the relay says so; the server stores the file safely and says its size. Only then the relay ends, with 0. A
 // connection that breaks is made again, and the copy goes on at the server's offset.
 //
+// While the relay copies, the server says up to where it has the record on its disk, and the relay punches out the blocks
+// before that (see punch.go). So the node keeps what is not safe elsewhere, and little else.
+//
 // The record is marked as copied then, by its execute bit for others, for a recorder that waits for that. It is marked,
 // too, if the server wants nothing more of it. With --stay the relay ends only when it is told to, as a node would start
 // it again while the recorder has not seen the mark.
@@ -168,13 +171,14 @@ func main() {
 		fmt.Fprintln(os.Stderr, "relay:", err)
 		os.Exit(2)
 	}
+	allowed := newPunching()
 	pipes, err := holdPipes(given)
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "relay:", err)
 		os.Exit(2)
 	}
 	for pause := firstPause; ; {
-		began, err := copyRecord(connection, given, pipes, told)
+		began, err := copyRecord(connection, given, pipes, allowed, told)
 		if err == nil {
 			end(given, told, 0)
 		}
@@ -242,7 +246,9 @@ func isFinal(err error) bool {
 }
 
 // copyRecord copies the record over one call. It says whether the server answered.
-func copyRecord(connection *grpc.ClientConn, given options, pipes *pipes, told context.Context) (began bool, err error) {
+func copyRecord(
+	connection *grpc.ClientConn, given options, pipes *pipes, allowed *punching, told context.Context,
+) (began bool, err error) {
 	wants, account := given.wants(), []byte(nil)
 	if wants != "" && given.account != "" {
 		// Read anew: the node renews it.
@@ -252,7 +258,9 @@ func copyRecord(connection *grpc.ClientConn, given options, pipes *pipes, told c
 	}
 	context, cancel := context.WithCancel(metadata.AppendToOutgoingContext(context.Background(),
 		"fastlane-execution", given.execution, "fastlane-token", given.token, "fastlane-wants", wants,
-		"fastlane-account", strings.TrimSpace(string(account)), "fastlane-outputs", strconv.FormatBool(given.outputs)))
+		"fastlane-account", strings.TrimSpace(string(account)), "fastlane-outputs", strconv.FormatBool(given.outputs),
+		"fastlane-punches", strconv.FormatBool(allowed.is.Load()),
+		"fastlane-kept-from", strconv.FormatInt(keptFrom(given.record), 10)))
 	defer cancel()
 	stream, err := connection.NewStream(context, &grpc.StreamDesc{ClientStreams: true, ServerStreams: true}, method)
 	if err != nil {
@@ -272,7 +280,7 @@ func copyRecord(connection *grpc.ClientConn, given options, pipes *pipes, told c
 	// Messages are sent by one goroutine at a time. A server sends its next order after the answer to the last.
 	done, revocations := make(chan []byte, 16), make(chan struct{}, 1)
 	go func() {
-		size, err := receiveOrders(stream, record, done, revocations)
+		size, err := receiveOrders(stream, record, allowed, done, revocations)
 		received <- answer{size, err}
 	}()
 	settled, revoking := pipes.settled, false
@@ -422,9 +430,10 @@ func answerTo(order, obeyed byte) []byte {
 	return append(binary.LittleEndian.AppendUint64(nil, orderDone), order, obeyed)
 }
 
-// receiveOrders passes orders to the recorder, and returns the size that ends the call.
+// receiveOrders passes orders to the recorder, and punches out what is on the server's disk. It returns the size that
+// ends the call.
 func receiveOrders(
-	stream grpc.ClientStream, record *record, done chan<- []byte, revocations chan<- struct{},
+	stream grpc.ClientStream, record *record, allowed *punching, done chan<- []byte, revocations chan<- struct{},
 ) (int64, error) {
 	for {
 		kind, content, err := receive(stream)
@@ -448,6 +457,8 @@ func receiveOrders(
 			case done <- answerTo(content[0], obeyed):
 			default: // The server does not wait for so many answers.
 			}
+		case kind == 'D' && len(content) == 8:
+			record.punch(int64(binary.LittleEndian.Uint64(content)), allowed)
 		case kind == 'E' && len(content) == 8:
 			return int64(binary.LittleEndian.Uint64(content)), nil
 		default:

@@ -31,6 +31,8 @@ type record struct {
 	pipes   *pipes
 	// Has a value after the record was changed.
 	changed chan struct{}
+	// The offset up to which this process has punched out blocks.
+	punched int64
 }
 
 func openRecord(path, box string, pipes *pipes) (*record, error) {
@@ -41,7 +43,8 @@ func openRecord(path, box string, pipes *pipes) (*record, error) {
 	if err := os.Remove(filepath.Join(box, waitName)); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return nil, err
 	}
-	file, err := os.Open(path)
+	// For writing, too: blocks are punched out.
+	file, err := os.OpenFile(path, os.O_RDWR, 0)
 	if err != nil {
 		return nil, err
 	}
@@ -50,7 +53,8 @@ func openRecord(path, box string, pipes *pipes) (*record, error) {
 		file.Close()
 		return nil, os.NewSyscallError("inotify_init1", err)
 	}
-	opened := &record{file, path, box, os.NewFile(uintptr(descriptor), "inotify"), pipes, make(chan struct{}, 1)}
+	changes := os.NewFile(uintptr(descriptor), "inotify")
+	opened := &record{file: file, path: path, box: box, changes: changes, pipes: pipes, changed: make(chan struct{}, 1)}
 	// The end of the recorder is told by IN_CLOSE_WRITE, its claim by IN_ATTRIB.
 	const what = syscall.IN_MODIFY | syscall.IN_CLOSE_WRITE | syscall.IN_ATTRIB
 	if _, err := syscall.InotifyAddWatch(descriptor, path, what); err != nil {
@@ -191,7 +195,7 @@ func (its *record) piece(offset int64, most int) (from int64, piece []byte, err 
 			if len(piece) > 0 {
 				break
 			}
-			offset = begin + blockBytes
+			offset = its.beyondHole(begin + blockBytes)
 			continue
 		}
 		end, _ := lastWholeFrame(block)
