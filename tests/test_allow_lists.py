@@ -12,9 +12,9 @@ import pytest
 from fastlane_grpc.api.allow_lists import AllowLists
 from fastlane_grpc.app import Server
 from fastlane_grpc.client import Client, Device, InvalidRequest, Volume
-from fastlane_grpc.config import HostSettings, PoolSettings, Settings
+from fastlane_grpc.config import HostSettings, KubernetesHostSettings, PoolSettings, Settings
 from fastlane_grpc.model import Device as ModelDevice
-from fastlane_grpc.model import Gpus, JobSpec
+from fastlane_grpc.model import Gpus, HostKind, JobSpec
 from fastlane_grpc.model import Volume as ModelVolume
 from fastlane_grpc.v1 import fastlane_pb2 as pb
 from fastlane_grpc.v1 import fastlane_pb2_grpc as pb_grpc
@@ -118,6 +118,16 @@ def test_devices_and_gpus_are_used_where_every_host_allows_them(tmp_path: Path) 
         ("spec.devices[1].path", "the device '/dev/fuse' is not allowed on host 'b'"),
         ("spec.gpus", "the use of GPUs is not allowed on host 'b'"),
     ]
+
+
+def test_gpus_of_a_cluster_are_used_where_it_names_their_resource(tmp_path: Path) -> None:
+    def told(resource: str) -> list[str]:
+        pods = KubernetesHostSettings("pods", HostKind.KUBERNETES, "jobs", gpu_resource=resource)
+        lists = AllowLists(Settings(data_dir=tmp_path, hosts=(pods,)))
+        return [each.description for each in lists.violations("t", JobSpec("i", gpus=Gpus(1)))]
+
+    assert told("nvidia.com/gpu") == []
+    assert told("") == ["the use of GPUs is not allowed on host 'pods', which may run the job: see gpu_resource"]
 
 
 async def test_jobs_of_one_batch_use_what_the_hosts_of_their_own_tasks_allow(tmp_path: Path) -> None:

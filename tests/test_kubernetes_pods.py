@@ -141,9 +141,51 @@ def test_shared_memory_is_a_volume_of_its_size() -> None:
 
 def test_a_pod_gets_no_more_than_the_job_asks_for() -> None:
     pod = body_of()
-    assert {"volumes", "dnsConfig", "hostAliases", "nodeSelector", "activeDeadlineSeconds"}.isdisjoint(pod["spec"])
+    assert {
+        "volumes",
+        "dnsConfig",
+        "hostAliases",
+        "nodeSelector",
+        "activeDeadlineSeconds",
+        "runtimeClassName",
+    }.isdisjoint(pod["spec"])
     assert pod["spec"]["automountServiceAccountToken"] is False
     assert "resources" not in job_of()
+
+
+def resources(settings: PodSettings, **spec: Any) -> Any:
+    pod = pod_body(assignment("busybox", **spec), NO_IMAGE, instance="i", host="k8s", settings=settings)
+    return pod["spec"]["containers"][0]["resources"]
+
+
+def test_a_number_of_gpus_is_a_limit_of_the_resource_of_the_host() -> None:
+    settings = PodSettings(gpu_resource="nvidia.com/gpu")
+    its = resources(settings, gpus=Gpus(2), limits=Limits(cpus=1))
+    assert its["limits"] == {"cpu": "1000m", "nvidia.com/gpu": "2"}
+    for gpus in (Gpus(-1), Gpus(ids=["0"])):
+        with pytest.raises(CannotRun, match="all GPUs, or certain ones: give a number"):
+            resources(settings, gpus=gpus)
+
+
+@pytest.mark.parametrize(
+    ("limits", "most", "reserved"),
+    [
+        (Limits(), "2000", "2000"),
+        (Limits(memory_bytes=3000), "3000", "3000"),
+        (Limits(memory_reservation_bytes=1000), "2000", "1000"),
+        (Limits(memory_reservation_bytes=3000), "3000", "3000"),
+    ],
+    ids=["none", "limit", "less reserved", "more reserved"],
+)
+def test_what_a_job_does_not_limit_has_the_limits_of_the_host(limits: Limits, most: str, reserved: str) -> None:
+    its = resources(PodSettings(default_cpus=0.5, default_memory_bytes=2000), limits=limits)
+    assert its == {"limits": {"cpu": "500m", "memory": most}, "requests": {"cpu": "500m", "memory": reserved}}
+
+
+def test_pods_have_the_runtime_class_of_the_host() -> None:
+    settings = PodSettings(runtime_class="gvisor")
+    pod = pod_body(assignment("busybox"), NO_IMAGE, instance="i", host="k8s", settings=settings)
+    assert pod["spec"]["runtimeClassName"] == "gvisor"
 
 
 def test_the_pull_secret_of_an_image_is_tried_before_those_of_the_host() -> None:

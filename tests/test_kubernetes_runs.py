@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from fastlane_grpc.execution import Step, host
-from fastlane_grpc.model import Execution, Nodes, Outcome, Reason, State, WaitReason, utc_now
+from fastlane_grpc.model import Execution, Gpus, Nodes, Outcome, Reason, State, WaitReason, utc_now
 from fastlane_grpc.runner import LeaveCommand
 from tests.cluster.harness import ClusterHarness
 from tests.cluster.processes import wait_until
@@ -57,6 +57,24 @@ def test_a_pod_that_waits_for_a_node_says_why_and_runs_when_there_is_one(harness
     assert going.mailbox.waiting is None
     assert harness.system(going.id).count("waiting: ") == 1
     assert "goes on after" in harness.system(going.id)
+    assert harness.pods_are_gone()
+
+
+def test_a_job_gets_gpus_of_a_node_that_offers_them(harness: ClusterHarness) -> None:
+    # Any resource with a name of its own is given out as those of a plugin for GPUs are.
+    api = harness.cluster.api()
+    node = api.list_node().items[0].metadata.name
+    resource = f"{harness.namespace}.test/gpu"
+    api.patch_node_status(node, {"status": {"capacity": {resource: "2"}}})
+    harness.settings = {"gpu_resource": resource, "default_cpus": 0.1, "default_memory_bytes": 64 << 20}
+    harness.reopen()
+    assert harness.sh("exit 3", gpus=Gpus(2)).state is State.FAILED
+    going = harness.go("sh -c", "exit 3", gpus=Gpus(3))
+    wait_until(lambda: going.mailbox.waiting is not None, "it waits for a node")
+    assert going.mailbox.waiting
+    assert f"Insufficient {resource}" in going.mailbox.waiting.detail
+    harness.stop(going.id)
+    assert going.result().state is State.STOPPED
     assert harness.pods_are_gone()
 
 

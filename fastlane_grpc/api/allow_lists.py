@@ -40,6 +40,8 @@ class AllowLists:
 
 def _violation(refused: NotAllowed, host: str, *, is_cluster: bool) -> Violation:
     where = f"on host {host!r}, which may run the job"
+    if is_cluster and refused.field == "spec.gpus":
+        return Violation(refused.field, f"the {refused.wish} is not allowed {where}: see gpu_resource")
     if is_cluster:
         return Violation(
             refused.field,

@@ -20,6 +20,7 @@ from fastlane_grpc.config.values import (
     read_bytes_or_off,
     read_capture,
     read_command,
+    read_cpus,
     read_credential_name,
     read_devices,
     read_engine,
@@ -44,6 +45,7 @@ from fastlane_grpc.config.values import (
     read_public,
     read_registry,
     read_request_bytes,
+    read_resource_name,
     read_retries,
     read_secret_names,
     read_server_name,
@@ -189,6 +191,20 @@ class KubernetesHostSettings:
         tuple, read_object_names, "secrets of the namespace by which nodes pull images, separated by commas"
     )
     priority_class: str = setting(lambda: "", read_object_name, "priority class of the pods; by default the cluster's")
+    runtime_class: str = setting(
+        lambda: "", read_object_name, "runtime class of the pods; by default the nodes' runtime"
+    )
+    gpu_resource: str = setting(
+        lambda: "",
+        read_resource_name,
+        "resource by which nodes offer GPUs, as nvidia.com/gpu; by default no job has any",
+    )
+    default_cpus: float | None = setting(
+        lambda: None, read_cpus, "processors of a job that does not say how many; by default unlimited"
+    )
+    default_memory: int | None = setting(
+        lambda: None, read_bytes, "memory of a job that does not say how much; by default unlimited"
+    )
     capture: PodCaptureMode = setting(
         lambda: PodCaptureMode.RELAY,
         read_pod_capture,
@@ -197,8 +213,8 @@ class KubernetesHostSettings:
 
     @property
     def allowed(self) -> Allowed:
-        """Nothing: networks, volumes and devices are those of a Docker engine."""
-        return Allowed()
+        """GPUs alone: networks, volumes and devices are those of a Docker engine."""
+        return Allowed(gpus=bool(self.gpu_resource))
 
     @property
     def node_labels(self) -> Mapping[str, str]:

@@ -251,6 +251,18 @@ def read_object_name(text: str) -> str:
     return text
 
 
+def read_resource_name(text: str) -> str:
+    if not re.fullmatch(_LABEL_KEY, text) or "/" not in text:
+        raise ValueError("must be the name of a resource of Kubernetes, as nvidia.com/gpu")
+    return text
+
+
+def read_cpus(text: str) -> float:
+    if not re.fullmatch(r"\d{1,4}(\.\d{1,3})?", text, re.ASCII) or not float(text):
+        raise ValueError("must be a number of processors, as 2 or 0.5, with at most three places")
+    return float(text)
+
+
 def read_object_names(text: str) -> Sequence[str]:
     names = tuple(name.strip() for name in text.split(",") if name.strip())
     for name in names:
@@ -390,6 +402,7 @@ SWITCH = "true|false"
 # What to write for a value, by how it is read.
 KINDS: Mapping[Callable[[str], object], str] = {
     read_count: "NUMBER",
+    read_cpus: "NUMBER",
     read_bytes: "BYTES",
     read_request_bytes: "BYTES",
     read_duration: "DURATION",
@@ -434,6 +447,7 @@ KINDS: Mapping[Callable[[str], object], str] = {
     read_kind: "KIND",
     read_namespace: "NAME",
     read_object_name: "NAME",
+    read_resource_name: "RESOURCE",
     read_object_names: "NAMES",
     read_node_selector: "LABELS",
     read_tolerations: "TAINTS",

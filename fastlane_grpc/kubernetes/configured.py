@@ -23,6 +23,10 @@ def pods_of(host: KubernetesHostSettings) -> PodSettings:
     return PodSettings(
         service_account=host.service_account,
         priority_class=host.priority_class,
+        runtime_class=host.runtime_class,
+        gpu_resource=host.gpu_resource,
+        default_cpus=host.default_cpus or 0.0,
+        default_memory_bytes=host.default_memory or 0,
         node_selector=host.node_labels,
         tolerations=host.tolerated_taints,
         image_pull_secrets=host.image_pull_secrets,

@@ -31,13 +31,18 @@ def pod_name(execution_id: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class PodSettings:
-    """The operator's choices for all pods of a host. Empty: the cluster's defaults.
+    """The operator's choices for all pods of a host. Empty and zero: the cluster's defaults.
 
+    `gpu_resource`: the resource that gives a container GPUs; empty: no job has any.
     `recorded`: jobs run under the recorder. Otherwise they run plainly, as their image says.
     """
 
     service_account: str = ""
     priority_class: str = ""
+    runtime_class: str = ""
+    gpu_resource: str = ""
+    default_cpus: float = 0.0
+    default_memory_bytes: int = 0
     node_selector: Mapping[str, str] = field(default_factory=dict)
     tolerations: Sequence[Mapping[str, Any]] = ()
     image_pull_secrets: Sequence[str] = ()
@@ -68,7 +73,7 @@ def pod_body(
     Raises CannotRun if the job asks for what a pod does not have, and ValueError if its command is none.
     """
     execution, spec = assignment.execution, assignment.spec
-    _refuse(spec, recorded=settings.recorded)
+    _refuse(spec, settings)
     timeout = default_timeout if spec.timeout is None else spec.timeout
     annotations = {HOST: host, JOB: execution.job_id, TASK: execution.task_id}
     if spec.labels:
@@ -90,7 +95,7 @@ def pod_body(
                     "automountServiceAccountToken": False,
                     "enableServiceLinks": False,
                     "terminationGracePeriodSeconds": _seconds(spec.grace),
-                    "containers": [_container(spec, image)],
+                    "containers": [_container(spec, image, settings)],
                 },
                 settings,
                 pull_secret,
@@ -116,6 +121,7 @@ def pod_spec(spec: Mapping[str, Any], settings: PodSettings, pull_secret: str = 
         {
             "serviceAccountName": settings.service_account,
             "priorityClassName": settings.priority_class,
+            "runtimeClassName": settings.runtime_class,
             "nodeSelector": dict(settings.node_selector),
             "tolerations": list(settings.tolerations),
             "imagePullSecrets": [{"name": name} for name in pull_secrets],
@@ -123,9 +129,9 @@ def pod_spec(spec: Mapping[str, Any], settings: PodSettings, pull_secret: str = 
     )
 
 
-def _refuse(spec: JobSpec, *, recorded: bool) -> None:
+def _refuse(spec: JobSpec, settings: PodSettings) -> None:
     """Raise CannotRun with every wish that a pod cannot fulfil."""
-    plain = not recorded
+    plain = not settings.recorded
     user, _, group = spec.user.partition(":")
     wishes = {
         "a user or group by name: give numbers": spec.user and not all(each.isdigit() for each in (user, group or "0")),
@@ -134,7 +140,8 @@ def _refuse(spec: JobSpec, *, recorded: bool) -> None:
         "a network": spec.network,
         "volumes": spec.volumes,
         "devices": spec.devices,
-        "gpus": spec.gpus,
+        "gpus: the host has no gpu_resource": spec.gpus and not settings.gpu_resource,
+        "all GPUs, or certain ones: give a number": spec.gpus and spec.gpus.count <= 0,
         "the mode of a tmpfs": any(tmpfs.mode for tmpfs in spec.tmpfs),
         "a stop_signal other than SIGTERM, without a relay": plain
         and spec.stop_signal.upper().removeprefix("SIG") not in {"", "TERM", "15"},
@@ -146,7 +153,7 @@ def _refuse(spec: JobSpec, *, recorded: bool) -> None:
         )
 
 
-def _container(spec: JobSpec, image: Image) -> Mapping[str, Any]:
+def _container(spec: JobSpec, image: Image, settings: PodSettings) -> Mapping[str, Any]:
     user, _, group = spec.user.partition(":")
     security = _with_what_is_set(
         {"allowPrivilegeEscalation": False},
@@ -166,7 +173,7 @@ def _container(spec: JobSpec, image: Image) -> Mapping[str, Any]:
             "env": [{"name": name, "value": _literal(value)} for name, value in spec.envs.items()],
             "workingDir": spec.working_dir,
             "imagePullPolicy": _POLICIES.get(spec.pull_policy, "IfNotPresent"),
-            "resources": _resources(spec),
+            "resources": _resources(spec, settings),
             ULIMITS: [
                 {"Name": each.name, "Soft": each.soft, "Hard": each.soft if each.hard is None else each.hard}
                 for each in spec.ulimits
@@ -188,16 +195,22 @@ def _literal(word: str) -> str:
     return word.replace("$", "$$")
 
 
-def _resources(spec: JobSpec) -> Mapping[str, Any]:
+def _resources(spec: JobSpec, settings: PodSettings) -> Mapping[str, Any]:
     """Return the limits of the job. What it may use is also what is reserved for it, unless it reserves less."""
     limits = spec.limits
-    processors = f"{round(limits.cpus * 1000)}m" if limits.cpus else ""
-    memory = str(limits.memory_bytes) if limits.memory_bytes else ""
+    cpus = limits.cpus or settings.default_cpus
+    memory_bytes = limits.memory_bytes
+    if not memory_bytes and settings.default_memory_bytes:
+        # A job may reserve more than the default.
+        memory_bytes = max(settings.default_memory_bytes, limits.memory_reservation_bytes)
+    processors = f"{round(cpus * 1000)}m" if cpus else ""
+    memory = str(memory_bytes) if memory_bytes else ""
     reserved = str(limits.memory_reservation_bytes) if limits.memory_reservation_bytes else memory
+    gpus = {settings.gpu_resource: str(spec.gpus.count)} if spec.gpus else {}
     return _with_what_is_set(
         {},
         {
-            "limits": _with_what_is_set({}, {"cpu": processors, "memory": memory}),
+            "limits": _with_what_is_set({}, {"cpu": processors, "memory": memory} | gpus),
             "requests": _with_what_is_set({}, {"cpu": processors, "memory": reserved}),
         },
     )

@@ -832,8 +832,8 @@ class JobSpec(_message.Message):
 
     @_builtins.property
     def gpus(self) -> Global___Gpus:
-        """GPUs of the host, which jobs share. Each host that the task may run on has to have the setting `allow_gpus`. Unset:
-        none.
+        """GPUs of the host, which jobs share. Each host that the task may run on has to have the setting `allow_gpus`, or as a
+        cluster `gpu_resource`. Unset: none.
         """
 
     @_builtins.property
@@ -1123,10 +1123,10 @@ class Gpus(_message.Message):
     COUNT_FIELD_NUMBER: _builtins.int
     IDS_FIELD_NUMBER: _builtins.int
     count: _builtins.int
-    """Number of GPUs, which the engine chooses; -1: all."""
+    """Number of GPUs, which the engine or the cluster chooses; -1: all, which a cluster does not offer."""
     @_builtins.property
     def ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Indices or UUIDs of GPUs, as "0" or "GPU-3a23c669"; at most 64."""
+        """Indices or UUIDs of GPUs, as "0" or "GPU-3a23c669"; at most 64. A cluster does not offer these."""
 
     def __init__(
         self,

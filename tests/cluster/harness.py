@@ -27,6 +27,8 @@ class ClusterHarness(EngineHarness):
         self.cluster = cluster
         self.namespace = namespace
         self.node_selector: dict[str, str] = {}
+        # Further choices of the operator.
+        self.settings: dict[str, Any] = {}
         self.registries: Sequence[RegistrySettings] = ()
         super().__init__(directory, cluster.image, "", "", CaptureMode.AUTO, 0)
 
@@ -40,7 +42,7 @@ class ClusterHarness(EngineHarness):
         from fastlane_grpc.kubernetes import ClusterApi, KubernetesBackend, PodSettings
 
         api = ClusterApi(kubeconfig=self.cluster.kubeconfig, namespace=self.namespace)
-        settings = PodSettings(node_selector=self.node_selector)
+        settings = PodSettings(node_selector=self.node_selector, **self.settings)
         return KubernetesBackend(
             api, instance=self.store.instance, host="local", settings=settings, registries=self.registries
         )

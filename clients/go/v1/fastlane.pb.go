@@ -1529,8 +1529,8 @@ type JobSpec struct {
 	Volumes []*Volume `protobuf:"bytes,33,rep,name=volumes,proto3" json:"volumes,omitempty"`
 	// Devices of the host; at most 16. Each has to be in the setting `allow_devices` of each host that the task may run on.
 	Devices []*Device `protobuf:"bytes,36,rep,name=devices,proto3" json:"devices,omitempty"`
-	// GPUs of the host, which jobs share. Each host that the task may run on has to have the setting `allow_gpus`. Unset:
-	// none.
+	// GPUs of the host, which jobs share. Each host that the task may run on has to have the setting `allow_gpus`, or as a
+	// cluster `gpu_resource`. Unset: none.
 	Gpus *Gpus `protobuf:"bytes,37,opt,name=gpus,proto3" json:"gpus,omitempty"`
 	// Files that are written into the container before its start; at most 64. In sum they take at most `max_input_bytes`
 	// of GetServerInfo. Kept as long as the job, so that retries get them again. Not together with `read_only_root`.
@@ -2268,9 +2268,9 @@ func (x *Device) GetPermissions() string {
 // the execution ends with REASON_REFUSED_BY_ENGINE. Set one of the two fields.
 type Gpus struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Number of GPUs, which the engine chooses; -1: all.
+	// Number of GPUs, which the engine or the cluster chooses; -1: all, which a cluster does not offer.
 	Count int32 `protobuf:"varint,1,opt,name=count,proto3" json:"count,omitempty"`
-	// Indices or UUIDs of GPUs, as "0" or "GPU-3a23c669"; at most 64.
+	// Indices or UUIDs of GPUs, as "0" or "GPU-3a23c669"; at most 64. A cluster does not offer these.
 	Ids           []string `protobuf:"bytes,2,rep,name=ids,proto3" json:"ids,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
