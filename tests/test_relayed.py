@@ -1,7 +1,9 @@
 """The pod of a captured job: what the relay and the recorder add to it, and what its job must say."""
 
+import os
 import stat
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +13,14 @@ from fastlane_grpc.backend import CannotRun, Image
 from fastlane_grpc.capture.capture import ContainerEnd
 from fastlane_grpc.capture.relay_tokens import KEY_FILE, RelayTokens
 from fastlane_grpc.capture.relayed import ACCOUNT, DELIVERY_SECONDS, NO_NEEDS, JobNeeds, RelayedCapture, RelayKit
-from fastlane_grpc.capture.relayed_record import Permission, decide, new_pod
+from fastlane_grpc.capture.relayed_record import Permission, RelayedRecord, decide, new_pod
 from fastlane_grpc.errors import CannotServe
 from fastlane_grpc.kubernetes.pod_body import PodSettings, pod_body
-from fastlane_grpc.model import Tmpfs, Ulimit
+from fastlane_grpc.model import Source, Tmpfs, Ulimit
+from fastlane_grpc.record import RecordWriter
 from fastlane_grpc.registry.reference import HUB
 from tests.pods import NO_IMAGE, assignment
+from tests.sparse_disk import sparse_disk
 
 KIT = RelayKit("kit:1", "server:7780", RelayTokens(b"key"), 1 << 20)
 
@@ -207,3 +211,37 @@ def test_a_token_is_of_one_pod() -> None:
     assert len({tokens.token("e", "1"), tokens.token("e", "2"), tokens.token("f", "1")}) == 3
     assert not any(tokens.admits("e", "1", token) for token in ("", "ü", tokens.token("e", "2")))
     assert not RelayTokens(b"another").admits("e", "1", tokens.token("e", "1"))
+
+
+def test_an_execution_ends_when_the_disk_has_taken_its_whole_log(tmp_path: Path) -> None:
+    writer = RecordWriter.create(tmp_path / "whole", execution_id="e", capture="recorder")
+    for _ in range(500):
+        writer.write([(Source.STDOUT, os.urandom(60_000))], 1)
+    writer.seal(0, {}, 1)
+    content = (tmp_path / "whole").read_bytes()
+    with sparse_disk(tmp_path) as disk:
+        directory = disk.path / "execution"
+        new_pod(directory)
+        record, again = RelayedRecord(directory, 0), RelayedRecord(directory, 0)
+        record.open()
+        record.store(0, content)
+        waited: list[float] = []
+
+        def send_again(seconds: float) -> None:
+            """As the relay does, whose call gets the error, too."""
+            waited.append(seconds)
+            with pytest.raises(OSError, match="No space left"):
+                record.finish(len(content))
+            record.close()
+            disk.make_room()
+            again.open()
+            again.store(again.position, content[again.position :])
+            again.finish(len(content))
+
+        capture = RelayedCapture(directory, "e", None)
+        assert capture.drain(ContainerEnd(datetime.now(UTC), witnessed=True), send_again) == ""
+        again.close()
+        assert len(waited) == 1
+        with (directory / "log").open("rb") as log:
+            os.posix_fadvise(log.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            assert log.read() == content

@@ -36,6 +36,7 @@ from fastlane_grpc.capture.relayed_record import (
     is_unsynced,
     new_pod,
     permission,
+    put_on_disk,
     unbegun,
 )
 from fastlane_grpc.capture.written_record import first_byte_time_in, trailer_in
@@ -394,9 +395,10 @@ class RelayedCapture:
         return self._kit is not None and self._kit.is_of_pod(f"fastlane-{self._execution_id}", account)
 
     def _delivered(self, wait: Wait) -> Trailer | None:
-        """Wait for the trailer, and return it; None if everything came without one, or nothing comes any more."""
+        """Wait until the trailer is on disk, and return it; None if all came without one, or nothing comes any more."""
         size, until = -1, 0.0
-        while (trailer := self.trailer()) is None or is_unsynced(self._directory):
+        # On disk, as the pod is deleted once the execution has ended: its node has the only other copy.
+        while (trailer := self.trailer()) is None or not self._is_on_disk():
             if is_received(self._directory):
                 return self.trailer()
             before, size = size, self._size()
@@ -407,6 +409,9 @@ class RelayedCapture:
                 return None
             wait(LOOK_SECONDS)
         return trailer
+
+    def _is_on_disk(self) -> bool:
+        return retry_until_written(partial(put_on_disk, self._directory))
 
     def _size(self) -> int:
         try:

@@ -170,6 +170,33 @@ def is_unsynced(directory: Path) -> bool:
     return directory in _unsynced
 
 
+def put_on_disk(directory: Path) -> bool:
+    """Put the copy on disk. False: the disk did not take a part of it, which has to be sent again. Raises OSError."""
+    if is_unsynced(directory):
+        return False
+    opened = open_record(directory / "log", os.O_RDONLY)
+    try:
+        os.fdatasync(opened)
+    except OSError as error:
+        # The call of the relay, if there is one, gets this error for its own descriptor.
+        _note_unsynced(directory, 0, error)
+        return False
+    finally:
+        os.close(opened)
+    _sync(directory)
+    return True
+
+
+def _note_unsynced(directory: Path, synced: int, error: OSError) -> None:
+    _unsynced[directory] = synced
+    log.warning(
+        "the disk did not take a part of a record; its relay has to send that again",
+        record=str(directory),
+        offset=synced,
+        error=str(error),
+    )
+
+
 class RelayedRecord:
     """The copy of one record, for one relay. Used by one thread at a time, but for `sync`.
 
@@ -243,13 +270,7 @@ class RelayedRecord:
                     _sync(self._directory)
             except OSError as error:
                 self._has_failed = True
-                _unsynced[self._directory] = self._synced
-                log.warning(
-                    "the disk did not take a part of a record; its relay has to send that again",
-                    record=str(self._directory),
-                    offset=self._synced,
-                    error=str(error),
-                )
+                _note_unsynced(self._directory, self._synced, error)
                 raise
             self._synced = reached
             return reached
