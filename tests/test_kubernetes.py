@@ -114,7 +114,7 @@ def test_a_second_create_makes_no_second_pod(harness: Harness) -> None:
         harness.create(job)
     found = harness.backend.find(job.execution)
     assert found
-    assert found.handle.container_id == handle.container_id
+    assert found.handle == handle
 
 
 def test_a_pod_that_somebody_else_made_is_not_taken(harness: Harness) -> None:
@@ -225,7 +225,7 @@ def test_two_instances_leave_each_others_pods_alone(harness: Harness) -> None:
     handle = harness.create(mine)
     other.create(theirs, NO_IMAGE, Bare())
     (left,) = harness.backend.containers()
-    assert (left.handle.container_id, left.execution_id, left.own) == (handle.container_id, mine.execution.id, True)
+    assert (left.handle, left.execution_id, left.own) == (handle, mine.execution.id, True)
     stream = harness.backend.events()
     other.start(other.containers()[0].handle)
     harness.backend.start(handle)

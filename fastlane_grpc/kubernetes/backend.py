@@ -6,7 +6,6 @@ scheduling gate, and `start` removes the gate: until then no node has the pod, a
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from datetime import timedelta
 
 from fastlane_grpc.backend import (
@@ -106,6 +105,7 @@ class KubernetesBackend:
                 image,
                 instance=self._instance,
                 host=self._host,
+                capture=wrapper.name,
                 settings=self._settings,
                 pull_secret=self._pull_secret(assignment),
                 default_timeout=self._default_timeout,
@@ -113,12 +113,11 @@ class KubernetesBackend:
         except ValueError as error:
             raise CannotRun(Reason.REFUSED_BY_ENGINE, f"the command is none: {error}") from error
         try:
-            handle = handle_of(self._api.create(wrapper.wrap(body, image)))
+            return handle_of(self._api.create(wrapper.wrap(body, image))).packed()
         except ClusterRefuses as refusal:
             if refusal.status == 409:
                 raise NameTaken(refusal.diagnosis) from refusal
             raise
-        return replace(handle, capture=wrapper.name).packed()
 
     def _pull_secret(self, assignment: Assignment) -> str:
         """Return the secret of the namespace for the image of the job; empty: it needs none. Raises CannotRun."""

@@ -15,6 +15,7 @@ INSTANCE_LABEL = "fastlane.dev/instance"
 EXECUTION_LABEL = "fastlane.dev/execution"
 # Annotations: the values of labels may have 63 characters of a few kinds only.
 HOST, JOB, TASK, LABELS = "fastlane.dev/host", "fastlane.dev/job", "fastlane.dev/task", "fastlane.dev/labels"
+CAPTURE = "fastlane.dev/capture"
 # The container of the job, and the gate without which the pod is given no node.
 JOB_CONTAINER, START_GATE = "job", "fastlane.dev/start"
 
@@ -61,21 +62,22 @@ def pod_body(
     instance: str,
     host: str,
     settings: PodSettings,
+    capture: str = "",
     pull_secret: str = "",
     default_timeout: timedelta | None = None,
 ) -> Mapping[str, Any]:
     """Return the description of the pod, with the gate that keeps it from a node.
 
-    An image with a digest is named by it: no tag that was moved meanwhile can bring another one. `pull_secret` is that
-    of the job's image; the nodes try it before those of the host. `default_timeout` is that of a job that says none;
-    None: it may run for any time.
+    An image with a digest is named by it: no tag that was moved meanwhile can bring another one. `capture`: the name of
+    the way of capture, which is noted. `pull_secret` is that of the job's image; the nodes try it before those of the
+    host. `default_timeout` is that of a job that says none; None: it may run for any time.
 
     Raises CannotRun if the job asks for what a pod does not have, and ValueError if its command is none.
     """
     execution, spec = assignment.execution, assignment.spec
     _refuse(spec, settings)
     timeout = default_timeout if spec.timeout is None else spec.timeout
-    annotations = {HOST: host, JOB: execution.job_id, TASK: execution.task_id}
+    annotations = {HOST: host, CAPTURE: capture, JOB: execution.job_id, TASK: execution.task_id}
     if spec.labels:
         annotations[LABELS] = "\n".join(f"{name}={value}" for name, value in spec.labels.items())
     return {

@@ -17,7 +17,7 @@ from fastlane_grpc.backend import (
     StartWait,
 )
 from fastlane_grpc.capture.relayed import RELAY_CONTAINER, SHARED
-from fastlane_grpc.kubernetes.pod_body import EXECUTION_LABEL, JOB_CONTAINER
+from fastlane_grpc.kubernetes.pod_body import CAPTURE, EXECUTION_LABEL, JOB_CONTAINER
 from fastlane_grpc.model import Reason
 from fastlane_grpc.text.sanitize import printable
 
@@ -75,7 +75,8 @@ class PodHandle:
 
 
 def handle_of(pod: Mapping[str, Any]) -> PodHandle:
-    return PodHandle(pod["metadata"]["name"], pod["metadata"]["uid"])
+    metadata = pod["metadata"]
+    return PodHandle(metadata["name"], metadata["uid"], str((metadata.get("annotations") or {}).get(CAPTURE, "")))
 
 
 def execution_of(pod: Mapping[str, Any]) -> str:
