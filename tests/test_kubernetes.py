@@ -173,10 +173,9 @@ def test_a_command_that_is_not_there_is_told(harness: Harness) -> None:
     ("image", "policy", "kind"),
     [
         ("fastlane.invalid/nothing:1", PullPolicy.NEVER, RefusalKind.FINAL),
-        ("Not A Name", PullPolicy.UNSPECIFIED, RefusalKind.FINAL),
         ("127.0.0.1:1/nothing:1", PullPolicy.UNSPECIFIED, RefusalKind.PASSING),
     ],
-    ids=["not present", "no name", "registry away"],
+    ids=["not present", "registry away"],
 )
 def test_an_image_that_cannot_be_had_is_told(
     harness: Harness, image: str, policy: PullPolicy, kind: RefusalKind
@@ -185,6 +184,14 @@ def test_an_image_that_cannot_be_had_is_told(
     pod = harness.wait(handle, lambda pod: pod.start_failure is not None)
     assert pod.start_failure
     assert pod.start_failure.refusal is kind
+
+
+def test_what_is_no_name_of_an_image_is_refused_before_there_is_a_pod(harness: Harness) -> None:
+    job = harness.sh("exit 0", image="Not A Name")
+    with pytest.raises(CannotRun, match="'Not A Name' is not the name of an image") as refused:
+        harness.create(job)
+    assert refused.value.reason is Reason.IMAGE_NOT_FOUND
+    assert harness.backend.find(job.execution) is None
 
 
 def test_a_stop_lets_the_command_end_itself(harness: Harness) -> None:
