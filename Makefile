@@ -1,5 +1,5 @@
 # The commands of a developer. Each is a script in .ci/.
-.PHONY: help demo test cluster kit check proto conformance picture bench chaos
+.PHONY: help demo test cluster kit image check proto conformance picture bench chaos
 MAKEFLAGS += --no-print-directory
 
 help: ## list these commands
@@ -14,8 +14,11 @@ test: ## run all tests, on a real engine; installs what is missing (ARGS='-k tai
 cluster: ## bring up a Kubernetes cluster of two nodes, until Ctrl-C (ARGS='pytest -m cluster' runs that beside it)
 	@.ci/cluster $(ARGS)
 
-kit: ## build the image that pods of a Kubernetes host need (TAG=registry.example.org/fastlane-kit:1, ARCH=arm64)
-	@.ci/kit $(TAG) $(ARCH)
+kit: ## build the image that pods of a Kubernetes host need (TAG=registry.example.org/fastlane-kit:1, ARCH=arm64; PUSH=yes pushes it)
+	@PUSH=$(PUSH) .ci/kit $(TAG) $(ARCH)
+
+image: ## build the image of the server (TAG=registry.example.org/fastlane:1, BASE=python:3.12-slim; PUSH=yes pushes it)
+	@PUSH=$(PUSH) .ci/image $(or $(TAG),"") $(BASE)
 
 check: ## check the contract, generated code, style, types and imports
 	@.ci/check

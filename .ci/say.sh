@@ -7,3 +7,8 @@ give_up() {
     say "$*"
     exit 1
 }
+
+# push TAG: pushes an image that was built, if PUSH=yes asks for that.
+push() {
+    if [ "${PUSH:-}" = yes ]; then docker push --quiet "$1" >&2; else say "push it to where nodes pull images, or give PUSH=yes"; fi
+}
