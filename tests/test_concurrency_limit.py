@@ -5,12 +5,13 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from bench.scale import NothingRuns, ServerOfNothing
 from fastlane_grpc import AsyncClient
-from fastlane_grpc.backend import Container, Handle
+from fastlane_grpc.backend import BackendDown, Container, Handle
 from fastlane_grpc.config import load
 from fastlane_grpc.execution import Host
 from fastlane_grpc.execution.concurrency_limit import ConcurrencyLimit
@@ -133,6 +134,58 @@ class ServerOfHangingEnds(ServerOfNothing):
         host.ends = ConcurrencyLimit(ENDS_AT_ONCE, hang_seconds=NEVER_SECONDS)
         self.hosts = [host]
         parts.push_async_callback(self._close_hosts)
+
+
+class EngineThatGoes(NothingRuns):
+    """A backend that can go away, and counts how often it is asked whether it is there."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.away = threading.Event()
+        self.pings = 0
+
+    def go(self) -> None:
+        self.away.set()
+        self.events_of_all.cut()
+
+    def events(self) -> Any:
+        if self.away.is_set():
+            raise BackendDown("it went away")
+        self.events_of_all = super().events()
+        return self.events_of_all
+
+    def ping(self, timeout_seconds: float) -> None:
+        self.pings += 1
+
+
+class ServerOfEngineThatGoes(ServerOfNothing):
+    """A server with one host, whose engine the test lets go."""
+
+    def open_hosts(self, parts: AsyncExitStack) -> None:
+        self.backend = EngineThatGoes()
+        self.hosts = [Host("local", self.backend, NoCaptures(), supervisor=self.supervisor)]
+        parts.push_async_callback(self._close_hosts)
+
+
+async def test_an_engine_that_is_known_to_be_away_is_not_asked_by_each_execution(tmp_path: Path) -> None:
+    flags = {"data_dir": str(tmp_path / "data"), "listen": "127.0.0.1:0", "http_listen": "off"}
+    settings = load({**flags, "max_running": "20"}, {}, None)
+    async with ServerOfEngineThatGoes(settings) as server, AsyncClient(f"127.0.0.1:{server.port}") as client:
+        announced = Announcements()
+        server.listeners.append(announced)
+        executions = [(await client.enqueue("task", "none")).execution.id for _ in range(20)]
+        for execution_id in executions:
+            await announced.reaches(execution_id, State.RUNNING)
+        before = server.backend.pings
+        server.backend.go()
+        while server.dispatcher._on_thread:
+            server.dispatcher._execution_ended.clear()
+            await server.dispatcher._execution_ended.wait()
+        assert server.backend.pings == before
+        server.backend.away.clear()
+        await client.stop_many(task_id="task")
+        for execution_id in executions:
+            await announced.reaches(execution_id, State.STOPPED)
 
 
 async def test_all_stops_are_sent_at_once_and_ends_go_on_some_at_a_time(tmp_path: Path) -> None:

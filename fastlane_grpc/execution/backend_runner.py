@@ -121,8 +121,10 @@ class BackendRunner:
 
     def _host_down(self, lifecycle: Lifecycle, error: BackendDown) -> None:
         host = self._context.host
-        # A requeued execution must not be claimed for this host again.
-        host.check_now()
+        # A requeued execution must not be claimed for this host again. If the host is known to be down, thousands of
+        # executions would ask its engine at the same time.
+        if host.up:
+            host.check_now()
         lifecycle.log.warning("the engine does not answer", error=str(error), fenced=lifecycle.attempt.fenced)
         if not lifecycle.attempt.fenced:
             if not lifecycle.execution.stop:
