@@ -803,6 +803,45 @@ def test_a_start_is_not_revoked_whose_recorder_has_begun(pair: Pair) -> None:
     ends_well(relay)
 
 
+def test_an_order_is_given_up_when_its_call_has_ended(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fastlane_grpc.rpc.relay.ORDER_SECONDS", 10.0 * SECONDS)
+
+    async def copied() -> tuple[bytes, bytes]:
+        metadata = (("fastlane-execution", EXECUTION_ID), ("fastlane-token", pair.token))
+        async with grpc.aio.insecure_channel(pair.address) as channel:
+            call = channel.stream_stream(f"/{SERVICE}/Copy")(metadata=metadata)
+            await call.read()
+            await call.write(bytes(8) + b"a piece")
+            order = bytes(await call.read())
+            # What the relay said last crosses the order, which it does not answer.
+            await call.write((7).to_bytes(8, "little"))
+            return order, bytes(await call.read())
+
+    pair.serve()
+    with ThreadPoolExecutor(2) as pool:
+        copy = pool.submit(pair.wait, copied())
+        wait_until(lambda: pair.received() != b"", "the relay is connected")
+        order = pool.submit(relay_calls.order, pair.copy, signal.SIGTERM)
+        assert copy.result(SECONDS) == (b"O" + bytes([signal.SIGTERM]), b"E" + (7).to_bytes(8, "little"))
+        assert not order.result(SECONDS)
+
+
+def test_no_relay_is_asked_to_revoke_a_start_with_output(pair: Pair) -> None:
+    async def copied() -> bytes:
+        metadata = (("fastlane-execution", EXECUTION_ID), ("fastlane-token", pair.token))
+        async with grpc.aio.insecure_channel(pair.address) as channel:
+            call = channel.stream_stream(f"/{SERVICE}/Copy")(metadata=metadata)
+            await call.read()
+            await call.write(bytes(8) + b"a piece")
+            await asyncio.to_thread(wait_until, lambda: pair.received() != b"", "the piece is stored")
+            assert await asyncio.to_thread(RelayedCapture(pair.copy, EXECUTION_ID, None).revoke) is None
+            await call.write((7).to_bytes(8, "little"))
+            return bytes(await call.read())
+
+    pair.serve()
+    assert pair.wait(copied()) == b"E" + (7).to_bytes(8, "little")
+
+
 @pytest.mark.parametrize("begun", [True, False])
 def test_a_record_is_sealed_whose_relay_is_connected_and_sends_nothing(pair: Pair, begun: bool) -> None:
     pair.serve()

@@ -330,6 +330,9 @@ class RelayedCapture:
         decided = retry_until_written(partial(decide, self._directory, Permission.REVOKED))
         if decided is Permission.REVOKED:
             return CommandStatus.NEVER_RAN
+        # The first frame is written when the recorder has begun. A relay with a flood to send takes long to answer.
+        if self._size() > 0:
+            return None
         relay_calls.order(self._directory, REVOKE)
         return CommandStatus.NEVER_RAN if self.unbegun is not None else None
 

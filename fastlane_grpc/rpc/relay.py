@@ -236,6 +236,7 @@ class RelayServer:
             log.warning("a relay sends what does not fit", execution_id=execution_id, error=str(error))
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
         finally:
+            call.has_ended()
             await syncs.end()
             record.close()
             if self._calls.get(execution_id) is asyncio.current_task():
@@ -405,6 +406,10 @@ class _Call:
     def answered(self, answer: bytes) -> None:
         """Take the answer to an order."""
         self._answers.put(answer)
+
+    def has_ended(self) -> None:
+        """Let nobody wait for an answer any more: none comes."""
+        self._answers.put(b"")
 
 
 def _gathered(blocks: Iterator[bytes]) -> bytes:
