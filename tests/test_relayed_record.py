@@ -1,6 +1,9 @@
 """The copy of a record that a relay writes: the permission that is given once, and pieces that fit."""
 
 import os
+import signal
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -150,6 +153,50 @@ def test_a_copy_that_its_disk_did_not_take_is_cut_back_to_what_it_took(tmp_path:
         with (directory / "log").open("rb") as log:
             os.posix_fadvise(log.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
             assert log.read() == piece * (end // len(piece))
+
+
+# Stores pieces until the disk does not take one, prints up to where it has taken them, and is killed.
+STORES_UNTIL_KILLED = """
+import os, signal, sys
+from pathlib import Path
+from fastlane_grpc.capture.relayed_record import RelayedRecord
+record, synced = RelayedRecord(Path(sys.argv[1]), 0), 0
+record.open()
+try:
+    while True:
+        record.store(record.position, os.urandom(int(sys.argv[2])))
+        synced = record.sync()
+except OSError:
+    os.write(2, b"%d" % synced)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_the_next_server_cuts_back_a_copy_that_its_disk_did_not_take(tmp_path: Path) -> None:
+    with sparse_disk(tmp_path) as disk:
+        directory = disk.path / "execution"
+        directory.mkdir()
+        words = [sys.executable, "-c", STORES_UNTIL_KILLED, str(directory), str(4 * BLOCK_BYTES)]
+        killed = subprocess.run(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, check=False)
+        assert killed.returncode == -signal.SIGKILL
+        synced = int(killed.stderr)
+        assert is_unsynced(directory)
+        disk.make_room()
+        record = opened(directory)
+        assert (record.position, record.size, is_unsynced(directory)) == (synced, synced, False)
+        record.close()
+
+
+@pytest.mark.parametrize("noted", ["", "\0\0\0", "no number"])
+def test_a_copy_is_sent_again_as_a_whole_if_it_is_not_known_what_its_disk_took(tmp_path: Path, noted: str) -> None:
+    record = opened(tmp_path)
+    record.store(0, bytes(2 * BLOCK_BYTES))
+    record.close()
+    (tmp_path / "relay-unsynced").write_text(noted)
+    assert is_unsynced(tmp_path)
+    record = opened(tmp_path)
+    assert (record.position, record.size, is_unsynced(tmp_path)) == (0, 0, False)
+    record.close()
 
 
 def test_a_copy_is_never_cut_back_to_where_its_node_has_nothing_more(tmp_path: Path) -> None:

@@ -32,6 +32,8 @@ COMPLETE = "complete"
 # Copies that their disk did not take, by directory, and up to where each is on disk. A kernel reports such a failure
 # once, and then counts what it could not write as written: only what is stored again after it gets to the disk.
 _unsynced: dict[Path, int] = {}
+# The file that tells the next server the same. A disk without room may leave it empty, or not take it.
+_UNSYNCED = "relay-unsynced"
 
 log = structlog.get_logger(__name__)
 
@@ -106,7 +108,7 @@ def unbegun(directory: Path) -> str | None:
 def close(directory: Path) -> None:
     """Let no relay store anything from now on. The start was granted before."""
     write_anew(directory, "relay", Permission.CLOSED.value)
-    _unsynced.pop(directory, None)
+    _forget_unsynced(directory)
 
 
 def new_pod(directory: Path) -> str:
@@ -167,7 +169,23 @@ def _written(directory: Path, text: str) -> Path:
 
 def is_unsynced(directory: Path) -> bool:
     """Whether the disk did not take a part of the copy, which has to be sent again."""
-    return directory in _unsynced
+    return directory in _unsynced or (directory / _UNSYNCED).exists()
+
+
+def _unsynced_from(directory: Path) -> int | None:
+    """Return up to where the copy is on disk; None: there was no failure. 0 if that is not known."""
+    with suppress(KeyError):
+        return _unsynced[directory]
+    try:
+        noted = (directory / _UNSYNCED).read_text(errors="replace")
+    except FileNotFoundError:
+        return None
+    return int(noted) if noted.isascii() and noted.isdecimal() else 0
+
+
+def _forget_unsynced(directory: Path) -> None:
+    (directory / _UNSYNCED).unlink(missing_ok=True)
+    _unsynced.pop(directory, None)
 
 
 def put_on_disk(directory: Path) -> bool:
@@ -188,7 +206,14 @@ def put_on_disk(directory: Path) -> bool:
 
 
 def _note_unsynced(directory: Path, synced: int, error: OSError) -> None:
+    """Note that the disk did not take what is behind an offset, also for the next server."""
     _unsynced[directory] = synced
+    try:
+        write_anew(directory, _UNSYNCED, str(synced))
+    except OSError:
+        # Empty, it needs less room.
+        with suppress(OSError):
+            (directory / _UNSYNCED).touch()
     log.warning(
         "the disk did not take a part of a record; its relay has to send that again",
         record=str(directory),
@@ -290,7 +315,7 @@ class RelayedRecord:
 
     def _drop_unsynced(self) -> None:
         """Take from the copy what its disk did not take. Readers that have it wait until it is there again."""
-        if (synced := _unsynced.get(self._directory)) is None:
+        if (synced := _unsynced_from(self._directory)) is None:
             return
         # What its node has no more was on disk, as an earlier object or server has told the relay.
         begin = max(synced, self._kept_from)
@@ -298,7 +323,7 @@ class RelayedRecord:
         # Not merely written over: after a failure, ext4 may take blocks for empty that are written from its memory.
         if begin < os.fstat(self._file).st_size:
             os.ftruncate(self._file, begin)
-        del _unsynced[self._directory]
+        _forget_unsynced(self._directory)
 
     def close(self) -> None:
         """Close the file, if it is open."""
