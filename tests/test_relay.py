@@ -803,6 +803,26 @@ def test_a_start_is_not_revoked_whose_recorder_has_begun(pair: Pair) -> None:
     ends_well(relay)
 
 
+def test_a_pod_that_was_replaced_while_it_got_its_inputs_does_not_begin(pair: Pair) -> None:
+    replaced = threading.Event()
+
+    def archive() -> Iterator[bytes]:
+        # The execution gets another pod, as when the first one was removed by force and still runs on its node.
+        decide(pair.copy, Permission.REVOKED)
+        new_pod(pair.copy)
+        replaced.set()
+        yield b"all"
+
+    relay_calls.offer_inputs(pair.copy, archive)
+    pair.serve()
+    relay = pair.relay(wants=["--inputs"])
+    _, words = relay.communicate(timeout=SECONDS)
+    assert replaced.is_set()
+    assert (relay.returncode, b"has got another pod" in words) == (3, True)
+    assert permission(pair.copy) is None
+    assert not (pair.box / "log").exists()
+
+
 def test_an_order_is_given_up_when_its_call_has_ended(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fastlane_grpc.rpc.relay.ORDER_SECONDS", 10.0 * SECONDS)
 

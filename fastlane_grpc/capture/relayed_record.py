@@ -226,12 +226,13 @@ class RelayedRecord:
     """The copy of one record, for one relay. Used by one thread at a time, but for `sync`.
 
     `max_bytes` is the size limit of the recorder; 0: none. `kept_from` is the offset from which its node still has the
-    record. A piece is to be stored at `position`.
+    record. `pod` is the number of the relay's pod; empty: any. A piece is to be stored at `position`.
     """
 
-    def __init__(self, directory: Path, max_bytes: int, kept_from: int = 0) -> None:
+    def __init__(self, directory: Path, max_bytes: int, kept_from: int = 0, *, pod: str = "") -> None:
         self.position = self.size = 0
         self._directory = directory
+        self._pod = pod
         self._max_bytes = max_bytes
         self._kept_from = kept_from
         self._limit: Limit | None = None
@@ -243,9 +244,12 @@ class RelayedRecord:
 
     def open(self) -> None:
         """Grant the start, and open the record. Raises StartRevoked, and OSError: then it may be called again."""
+        self._check_pod()
         check_start(self._directory)
         if (decided := decide(self._directory, Permission.GRANTED)) is not Permission.GRANTED:
             raise StartRevoked(f"the start of this execution was {decided.value}")
+        # Again: the grant may have come just after the decision about this pod was forgotten.
+        self._check_pod()
         # Of an earlier call, which had an earlier end.
         (self._directory / "relay-end").unlink(missing_ok=True)
         if self._file < 0:
@@ -312,6 +316,11 @@ class RelayedRecord:
         _written(self._directory, COMPLETE if is_complete else "").replace(self._directory / "relay-end")
         _sync(self._directory)
         return self.size
+
+    def _check_pod(self) -> None:
+        """Raise StartRevoked if the execution has got another pod since the relay was admitted."""
+        if self._pod and pod_number(self._directory) != self._pod:
+            raise StartRevoked("the execution has got another pod")
 
     def _drop_unsynced(self) -> None:
         """Take from the copy what its disk did not take. Readers that have it wait until it is there again."""

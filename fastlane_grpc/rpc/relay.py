@@ -165,7 +165,8 @@ class RelayServer:
         assert directory is not None
         await self._replace_call(execution_id)
         kept_from = str(metadata.get("fastlane-kept-from", ""))
-        record = RelayedRecord(directory, self._max_log_bytes, int(kept_from) if kept_from.isdecimal() else 0)
+        kept_from_bytes = int(kept_from) if kept_from.isdecimal() else 0
+        record = RelayedRecord(directory, self._max_log_bytes, kept_from_bytes, pod=pod)
         outputs = RelayedOutputs(directory)
         call = _Call(context)
         syncs = _Syncs(record, call, self._sync_threads)
