@@ -2,8 +2,10 @@
 
 import asyncio
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ from fastlane_grpc.execution.concurrency_limit import ConcurrencyLimit
 from fastlane_grpc.execution.host import ENDS_AT_ONCE
 from fastlane_grpc.model import State
 from tests.fakes import Announcements
-from tests.pods import NoCaptures
+from tests.pods import NoCapture, NoCaptures
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -134,6 +136,72 @@ class ServerOfHangingEnds(ServerOfNothing):
         host.ends = ConcurrencyLimit(ENDS_AT_ONCE, hang_seconds=NEVER_SECONDS)
         self.hosts = [host]
         parts.push_async_callback(self._close_hosts)
+
+
+class SlowDelivery(NoCapture):
+    """The output of a container that has ended is on its way, until the test says that it has come."""
+
+    def __init__(self, waiting: set["SlowDelivery"], all_wait: threading.Event, has_come: threading.Event) -> None:
+        self._waiting, self._all_wait, self._has_come = waiting, all_wait, has_come
+        self._has_ended = False
+
+    def revoke(self) -> None:
+        """Tell nothing: this is asked at the end."""
+        self._has_ended = True
+
+    @property
+    def delivered(self) -> bool:  # type: ignore[override]
+        if self._has_ended:
+            self._waiting.add(self)
+        if len(self._waiting) == JOBS:
+            self._all_wait.set()
+        return self._has_come.is_set()
+
+
+class SlowDeliveries(NoCaptures):
+    """Implements Captures with SlowDelivery."""
+
+    def __init__(self) -> None:
+        self.all_wait, self.has_come = threading.Event(), threading.Event()
+        self._waiting: set[SlowDelivery] = set()
+
+    def for_new(self, directory: Path, execution_id: str, log_line: Callable[[str], None]) -> NoCapture:
+        return SlowDelivery(self._waiting, self.all_wait, self.has_come)
+
+
+class Delivers(NothingRuns):
+    """A backend whose containers deliver for as long as they are there."""
+
+    def inspect(self, handle: Handle) -> Container | None:
+        container = super().inspect(handle)
+        return container and replace(container, delivering=True)
+
+
+class ServerOfSlowDeliveries(ServerOfNothing):
+    """A server with one host, whose deliveries the test lets come."""
+
+    def open_hosts(self, parts: AsyncExitStack) -> None:
+        self.captures = SlowDeliveries()
+        host = Host("local", Delivers(), self.captures, supervisor=self.supervisor)
+        host.ends = ConcurrencyLimit(ENDS_AT_ONCE, hang_seconds=NEVER_SECONDS)
+        self.hosts = [host]
+        parts.push_async_callback(self._close_hosts)
+
+
+async def test_output_that_is_on_its_way_holds_up_no_other_end(tmp_path: Path) -> None:
+    flags = {"data_dir": str(tmp_path / "data"), "listen": "127.0.0.1:0", "http_listen": "off"}
+    settings = load({**flags, "max_running": str(JOBS)}, {}, None)
+    async with ServerOfSlowDeliveries(settings) as server, AsyncClient(f"127.0.0.1:{server.port}") as client:
+        announced = Announcements()
+        server.listeners.append(announced)
+        executions = [(await client.enqueue("task", "none")).execution.id for _ in range(JOBS)]
+        for execution_id in executions:
+            await announced.reaches(execution_id, State.RUNNING)
+        await client.stop_many(task_id="task")
+        assert await asyncio.to_thread(server.captures.all_wait.wait, SECONDS)
+        server.captures.has_come.set()
+        for execution_id in executions:
+            await announced.reaches(execution_id, State.STOPPED)
 
 
 class EngineThatGoes(NothingRuns):

@@ -338,14 +338,12 @@ class Lifecycle(Closing):
         self.reached(Step.RUNNING)
         died = self._until_end()
         self.reached(Step.DIED)
-        with self.context.host.ends.admitted():
-            self._finish_after_run(died)
+        self._finish_after_run(died)
 
     def finish_after_run(self, stopping: Stopping | None) -> None:
         """Finish an execution whose container ran and ended while no server watched."""
         self._stopping = stopping
-        with self.context.host.ends.admitted():
-            self._finish_after_run(None)
+        self._finish_after_run(None)
 
     def _request_stop(self, stop: Stop) -> None:
         """Carry out a stop that is on disk, or one that came again with less grace."""
@@ -551,23 +549,39 @@ class Lifecycle(Closing):
 
     def _finish_after_run(self, died: Died | None) -> None:
         """Finish an execution whose container ran: find its final state, and commit it."""
-        container = self._look(died)
+        ends = self.context.host.ends
+        with ends.admitted():
+            container = self._look(died)
+            if self._finished_unrun(container, died):
+                return
+            if self.capture.delivered:
+                self._finish_delivered(container, died)
+                return
+        # It may take hours, and only waits: it holds up no other end.
+        self.wait_for_delivery()
+        with ends.admitted():
+            self._finish_delivered(container, died)
+
+    def _finished_unrun(self, container: Container | None, died: Died | None) -> bool:
+        """Finish an execution whose command did not run, or whose record was deleted. False: it is neither."""
         exit_code = container.exit_code if container and container.ended else None
-        # Of a container that is gone, the event of its end tells.
-        told_by = container or died
-        interruption = told_by.interruption if told_by else None
         command_status = self.capture.revoke()
         if command_status is CommandStatus.NEVER_RAN:
+            interruption = _interruption(container, died)
             self.finish_as(not_begun(exit_code, self._stopping, interruption, self.capture.unbegun or ""))
-            return
+            return True
         if command_status is CommandStatus.UNKNOWN:
             self.finish_as(record_deleted(exit_code))
-            return
+            return True
+        return False
+
+    def _finish_delivered(self, container: Container | None, died: Died | None) -> None:
+        """Finish an execution of whose output nothing is on its way any more."""
+        interruption = _interruption(container, died)
         witnessed = died is not None and died.heard_since <= self._watched_since
         event_code = died.exit_code if died else None
         # For a container that somebody restarted the engine reports exit code 0.
         exit_code = container.exit_code if container and container.ended else event_code
-        self.wait_for_delivery()
         if self.capture.unbegun is not None:
             self.finish_as(not_begun(exit_code, self._stopping, interruption, self.capture.unbegun))
             return
@@ -675,6 +689,12 @@ class Lifecycle(Closing):
     def _engine_restarted(self) -> bool:
         """Whether the backend was certainly restarted since the start was sent. Raises BackendDown."""
         return bool(self.backend.restarted(self.container))
+
+
+def _interruption(container: Container | None, died: Died | None) -> Interruption | None:
+    # Of a container that is gone, the event of its end tells.
+    told_by = container or died
+    return told_by.interruption if told_by else None
 
 
 def _end_time(container: Container | None, died: Died | None) -> datetime | None:
