@@ -257,6 +257,29 @@ def test_nothing_is_punched_out_that_a_disk_did_not_take(make_pair: Callable[...
         pair.leave()
 
 
+def test_the_next_server_knows_what_a_disk_did_not_take(make_pair: Callable[..., Pair], tmp_path: Path) -> None:
+    with sparse_disk(tmp_path) as disk:
+        pair = make_pair("pair", copy=disk.path / "copy")
+        server, relay = KillableServer(pair), pair.relay()
+        steps, failure = Steps(pair, 4 * MIB), pair.copy / "relay-unsynced"
+        while not failure.exists():
+            steps.go()
+            wait_until(lambda: failure.exists() or pair.node_bytes <= MOST_IDLE_BYTES, "the copy is on disk, or not")
+        server.kill()
+        disk.make_room()
+        server = KillableServer(pair)
+        steps.go()
+        becomes_small(pair)
+        steps.end()
+        ends_well(relay)
+        server.kill()
+        # As after a power cut: only what is on the disk.
+        with (pair.copy / "log").open("rb") as log:
+            os.posix_fadvise(log.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        assert pair.output().gaps == []
+        assert pair.output().stdout == numbered(steps.printed)
+
+
 def test_a_node_without_holes_keeps_the_record(make_pair: Callable[..., Pair], tmp_path: Path) -> None:
     directory = tmp_path / "pod"
     directory.mkdir()
