@@ -1,9 +1,9 @@
 """Ends that a cluster puts to executions, and what keeps it from taking them: typed, with all output that there is."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -168,6 +168,32 @@ def test_a_deaf_job_of_a_deleted_pod_ends_after_its_own_grace(harness: RelayedHa
     assert (execution.state, outcome(execution).reason) == (State.LOST, Reason.EVICTED)
     assert outcome(execution).exit_code == 137
     assert printed(harness, going) == (b"first\n", set())
+
+
+class LateKit(relayed.RelayKit):
+    """In the first pod the recorder is not in its place."""
+
+    is_first = True
+
+    def wrap(self, body: Mapping[str, Any], *of_pod: Any) -> Mapping[str, Any]:
+        wrapped = relayed.RelayKit.wrap(self, body, *of_pod)
+        if LateKit.is_first:
+            LateKit.is_first = False
+            words = wrapped["spec"]["containers"][0]["command"]
+            words[0] = f"{words[0]}-not-yet"
+        return wrapped
+
+
+def test_a_job_that_its_node_starts_without_the_recorder_gets_another_pod(
+    harness: RelayedHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tests.cluster.relayed.RelayKit", LateKit)
+    harness.reopen()
+    execution = harness.script("echo ran; exit 3")
+    assert (execution.state, outcome(execution).exit_code) == (State.FAILED, 3)
+    assert "bin/recorder-not-yet" in harness.system(execution.id)
+    assert harness.output(execution.id).stdout == b"ran\n"
+    assert harness.pods_are_gone()
 
 
 def test_a_pod_that_ends_before_its_image_has_come_has_not_run(harness: RelayedHarness) -> None:

@@ -226,6 +226,18 @@ def test_an_exit_code_is_told_before_the_pod_is_over() -> None:
     assert (pod.start_time, pod.end_time) == (datetime.fromisoformat(BEGAN), datetime.fromisoformat(ENDED))
 
 
+@pytest.mark.parametrize(
+    ("program", "refusal"),
+    [("/.fastlane/bin/recorder", RefusalKind.CUT_OFF), ("no-such-command", RefusalKind.FINAL)],
+    ids=["recorder", "command"],
+)
+def test_a_container_without_its_recorder_is_started_anew(program: str, refusal: RefusalKind) -> None:
+    message = f'exec: "{program}": stat {program}: no such file or directory: unknown'
+    failure = state(terminated={"exitCode": 128, "reason": "StartError", "message": message}).start_failure
+    assert failure
+    assert failure.refusal is refusal
+
+
 def test_a_kill_for_memory_is_told() -> None:
     terminated = {"exitCode": 137, "reason": "OOMKilled", "startedAt": BEGAN, "finishedAt": ENDED}
     assert state(terminated=terminated).out_of_memory

@@ -112,6 +112,8 @@ def _interrupted(container: Container) -> BackendRefuses:
 
 def _check(failure: Diagnosis, *, is_late: bool) -> None:
     """Raise BackendRefuses if the container is not started for good, or was not started for too long."""
+    if failure.refusal is RefusalKind.CUT_OFF:
+        raise BackendRefuses(failure)
     if failure.refusal is RefusalKind.FINAL or is_late:
         raise BackendRefuses(replace(failure, refusal=RefusalKind.FINAL))
 

@@ -172,7 +172,9 @@ def _start_failure(state: Mapping[str, Any]) -> Diagnosis | None:
     """Return why the container was not started, if the kubelet or the runtime said so."""
     waiting, ended = state.get("waiting") or {}, state.get("terminated") or {}
     if ended.get("reason") in _START_ERRORS:
-        return _diagnosis(ended, RefusalKind.FINAL)
+        # A node whose kubelet was killed may start the job before the relay has copied the recorder.
+        without_recorder = f'"{SHARED}/bin/' in str(ended.get("message", ""))
+        return _diagnosis(ended, RefusalKind.CUT_OFF if without_recorder else RefusalKind.FINAL)
     if waiting.get("reason") in _FINAL:
         return _diagnosis(waiting, RefusalKind.FINAL)
     if waiting.get("reason") in _PASSING:
