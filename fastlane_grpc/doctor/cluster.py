@@ -22,7 +22,7 @@ def about_cluster(host: KubernetesHostSettings, settings: Settings) -> Iterator[
         yield fail(
             "rights",
             f"the account may not {', '.join(checkup.missing)} in the namespace {host.namespace}",
-            "give it the Role of docs/deploy/kubernetes",
+            "add that to its Role; the one in docs/deploy/kubernetes has the right to logs as a comment",
         )
     else:
         yield ok("rights", f"the account may do what is needed in the namespace {host.namespace}")

@@ -196,7 +196,8 @@ def _pull(lifecycle: Lifecycle) -> None:
         if pause is None:
             keeps_images = lifecycle.backend.keeps_images
             failed = f"pulled{tries}; the engine says" if keeps_images else f"looked up in its registry{tries}"
-            raise CannotRun(failure.reason, f"{name} could not be {failed}: {failure}")
+            advice = "" if keeps_images else "; a job that sets its entrypoint needs no look-up"
+            raise CannotRun(failure.reason, f"{name} could not be {failed}: {failure}{advice}")
         pause = max(pause, failure.retry_seconds)
         lifecycle.log.info("pull failed", image=name, error=str(failure), again_seconds=pause)
         what = "pull" if lifecycle.backend.keeps_images else f"look-up of {name} in its registry"
