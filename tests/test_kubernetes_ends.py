@@ -140,6 +140,22 @@ def test_output_that_comes_long_after_the_end_of_a_job_is_waited_for(harness: Re
     assert printed(harness, going) == (lines(1_000) + lines(200_000), set())
 
 
+def test_an_end_that_was_recorded_stays_when_the_pod_is_gone_before_a_server_looks(harness: RelayedHarness) -> None:
+    going = harness.go_script("echo first; sleep 3; echo last; exit 7")
+    harness.wait_for_output(going.id, b"first")
+    # Relays go on, as if their execution had not been taken up again yet.
+    going.mailbox.put(LeaveCommand())
+    assert going.failure()
+    wait_until(lambda: harness.output(going.id).trailer is not None, "the record is complete")
+    harness.cluster.api().delete_namespaced_pod(f"fastlane-{going.id}", harness.namespace)
+    assert harness.pods_are_gone()
+    harness.reopen()
+    going = harness.adopt(going.id)
+    execution = going.result()
+    assert (execution.state, outcome(execution).exit_code) == (State.FAILED, 7)
+    assert printed(harness, going) == (b"first\nlast\n", set())
+
+
 def test_a_timeout_ends_pods_that_listen_and_pods_that_do_not(harness: RelayedHarness) -> None:
     polite = harness.go_script(
         "trap 'echo bye; exit 7' TERM; echo first; while :; do sleep 0.1; done", timeout=timedelta(seconds=3)

@@ -323,13 +323,17 @@ class RelayedCapture:
     def revoke(self) -> CommandStatus | None:
         """Revoke the start. If it was granted, its relay can still keep the recorder from its beginning.
 
-        None: the recorder has begun, or the relay does not answer. Then only the cluster can tell of the command.
+        None: the recorder has begun and has not told of its end, or the relay does not answer. Then only the cluster
+        can tell of the command.
         """
         if self.unbegun is not None:
             return CommandStatus.NEVER_RAN
         decided = retry_until_written(partial(decide, self._directory, Permission.REVOKED))
         if decided is Permission.REVOKED:
             return CommandStatus.NEVER_RAN
+        # Its pod may be gone by now, with all that the cluster could tell.
+        if self.trailer() is not None:
+            return CommandStatus.ENDED
         # The first frame is written when the recorder has begun. A relay with a flood to send takes long to answer.
         if self._size() > 0:
             return None
