@@ -438,9 +438,9 @@ class Server:
             self._authorities_of_relays(),
             api.pod_of_account,
         )
-        relay, kubelet = RelayedCaptures(kit), KubeletCaptures(PodLogs(api), max_log_bytes=max_log_bytes)
-        is_relayed = configured.capture is PodCaptureMode.RELAY
-        return PodCaptures(relay, kubelet) if is_relayed else PodCaptures(kubelet, relay)
+        kubelet = KubeletCaptures(PodLogs(api), max_log_bytes=max_log_bytes)
+        present = RelayedCaptures if configured.capture is PodCaptureMode.RELAY else KubeletCaptures
+        return PodCaptures({RelayedCaptures.name: RelayedCaptures(kit), kubelet.name: kubelet}, present.name)
 
     def _authorities_of_relays(self) -> Callable[[], str]:
         """Return a function that returns the certificates by which relays know this server; empty: without TLS."""

@@ -11,12 +11,14 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
-from fastlane_grpc.backend import ContainerEvent, UnreadableEvent
+from fastlane_grpc.backend import BackendDown, ContainerEvent, UnreadableEvent
+from fastlane_grpc.capture.kubelet import KubeletCaptures, NoNodeLogs
 from fastlane_grpc.docker.address import EngineAddress
 from fastlane_grpc.docker.events import read_event
 from fastlane_grpc.docker.http import MAX_LINE_BYTES, EngineRequest
 from fastlane_grpc.execution import Host
 from fastlane_grpc.model import CaptureMode, State
+from tests.cluster.processes import wait_until
 from tests.engine import EngineHarness, engine_address, opened
 from tests.proxy import Proxy
 from tests.serving import within
@@ -141,3 +143,30 @@ def test_a_host_whose_listening_fails_listens_anew(harness: EngineHarness, proxy
             assert changed.wait_for(lambda: heard == [True, False, True], 20), heard
     host.close()
     assert [each["work"] for each in logged if each["event"].startswith("a defect")] == ["host-second"]
+
+
+class ForbiddenLogs(NoNodeLogs):
+    """Logs that may not be read until they are `allowed`. `asked` counts the questions whether they may."""
+
+    def __init__(self) -> None:
+        self.allowed = False
+        self.asked = 0
+
+    def check(self) -> None:
+        self.asked += 1
+        if not self.allowed:
+            raise BackendDown("the account may not get pods/log")
+
+
+@pytest.mark.engine
+def test_a_host_is_down_for_as_long_as_its_captures_may_read_no_logs(harness: EngineHarness) -> None:
+    logs = ForbiddenLogs()
+    host = Host("second", harness.backend("second"), KubeletCaptures(logs, max_log_bytes=1 << 20), ping_seconds=0.1)
+    host.start(lambda: None)
+    try:
+        wait_until(lambda: logs.asked >= 3 or host.up, "it is asked again")
+        assert not host.up
+        logs.allowed = True
+        wait_until(lambda: host.up, "the host is up")
+    finally:
+        host.close()

@@ -272,18 +272,19 @@ class NoNodeLogs:
 class KubeletCaptures:
     """Implements Captures for a cluster whose pods do not reach the server."""
 
+    name = KubeletCapture.name
     reason = "capture = kubelet is set"
 
     def __init__(self, node_logs: NodeLogs, *, max_log_bytes: int) -> None:
         self._node_logs = node_logs
         self._max_log_bytes = max_log_bytes
-
-    @property
-    def in_use(self) -> str:
-        return KubeletCapture.name
+        # Empty until it is known that logs may be read.
+        self.in_use = ""
 
     def determine(self) -> None:
+        self.in_use = ""
         self._node_logs.check()
+        self.in_use = self.name
 
     def for_new(self, directory: Path, execution_id: str, log_line: Callable[[str], None]) -> KubeletCapture:
         return KubeletCapture(

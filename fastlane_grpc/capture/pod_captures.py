@@ -1,6 +1,9 @@
-"""The ways of capture of a cluster: the one that is set, and the other one for executions that began with it."""
+"""The ways of capture of a cluster, by the relay and by the kubelet.
 
-from collections.abc import Callable
+New executions use the way that is set. Each execution keeps the way with which it began.
+"""
+
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from fastlane_grpc.backend import capture_of
@@ -11,10 +14,10 @@ from fastlane_grpc.model import Execution
 class PodCaptures:
     """Implements Captures for a host whose setting `capture` may be changed while executions run."""
 
-    def __init__(self, present: Captures, other: Captures) -> None:
-        """`present`: the way of new executions."""
-        self._present = present
-        self._ways = {each.in_use: each for each in (present, other)}
+    def __init__(self, ways: Mapping[str, Captures], present: str) -> None:
+        """`ways`: all ways of capture by their names. `present`: the name of the way of new executions."""
+        self._ways = ways
+        self._present = ways[present]
 
     @property
     def reason(self) -> str:

@@ -478,7 +478,7 @@ class RelayedCaptures:
     """Implements Captures for a cluster, with a kit."""
 
     reason = ""
-    in_use = RelayedCapture.name
+    in_use = name = RelayedCapture.name
 
     def __init__(self, kit: RelayKit) -> None:
         self._kit = kit

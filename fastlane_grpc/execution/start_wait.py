@@ -17,7 +17,7 @@ from fastlane_grpc.runner import StopCommand
 
 # Pause between two looks without an event. Events tell of every change; one may be missed.
 LOOK_SECONDS = 30.0
-# Pause between two looks whether a container that runs has got its grant, of which no event tells.
+# Pause between two looks at a container that runs and waits for its grant. No event tells of a grant.
 GRANT_LOOK_SECONDS = 0.5
 
 
