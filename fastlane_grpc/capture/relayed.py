@@ -373,7 +373,7 @@ class RelayedCapture:
             return ""
         trailer = self._delivered(wait)
         self._cut = trailer is None and not is_complete(self._directory)
-        totals = trailer.totals if trailer else () if self._cut else retry_until_written(self._totals)
+        totals = trailer.totals if trailer else () if self._cut else retry_until_written(lambda: self._totals(wait))
         if self._cut or (trailer is None and any(each.crc32 is None for each in totals)):
             return "some output may be missing: its recorder was killed, or not everything was copied from its node"
         return not_kept(totals)
@@ -426,10 +426,10 @@ class RelayedCapture:
         except FileNotFoundError:
             return 0
 
-    def _totals(self) -> Sequence[LogTotals]:
+    def _totals(self, wait: Wait) -> Sequence[LogTotals]:
         """Return the totals of the copy of a record without a trailer that was received as a whole."""
         try:
-            record = self._resume()
+            record = self._resume(wait)
         except (RecordSealed, FileNotFoundError):
             return ()
         try:
@@ -437,8 +437,8 @@ class RelayedCapture:
         finally:
             record.close()
 
-    def _resume(self) -> RecordWriter:
-        """Return a writer at the end of the copy. Raises RecordSealed, and OSError."""
+    def _resume(self, wait: Wait) -> RecordWriter:
+        """Return a writer at the end of the copy. Raises RecordSealed, OSError, and what `wait` raises."""
         lock = open_record(self._record, os.O_RDONLY)
         try:
             while not _is_locked(lock):
@@ -446,7 +446,7 @@ class RelayedCapture:
                 # its pod is there. It comes again, and is refused if the record is closed.
                 if permission(self._directory) is Permission.CLOSED:
                     relay_calls.end(self._directory)
-                time.sleep(LOOK_SECONDS)
+                wait(LOOK_SECONDS)
             return RecordWriter.resume(self._record)
         finally:
             os.close(lock)
@@ -454,7 +454,8 @@ class RelayedCapture:
     def _seal_in_its_place(self, exit_code: int | None, facts: Mapping[str, object]) -> Trailer | None:
         """Seal the copy of a record without a trailer, with gaps for what was not copied."""
         try:
-            record = self._resume()
+            # A closed record is free a moment after the call of its relay is broken off.
+            record = self._resume(time.sleep)
         except RecordSealed:
             return self.trailer()
         try:
