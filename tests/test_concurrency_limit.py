@@ -2,19 +2,19 @@
 
 import asyncio
 import threading
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 
 from bench.scale import NothingRuns, ServerOfNothing
 from fastlane_grpc import AsyncClient
 from fastlane_grpc.backend import BackendDown, Container, Handle
-from fastlane_grpc.config import load
+from fastlane_grpc.config import Settings, load
 from fastlane_grpc.execution import Host
 from fastlane_grpc.execution.concurrency_limit import ConcurrencyLimit
 from fastlane_grpc.execution.host import ENDS_AT_ONCE
@@ -24,8 +24,28 @@ from tests.pods import NoCapture, NoCaptures
 
 pytestmark = pytest.mark.timeout(120)
 
+T = TypeVar("T", bound=ServerOfNothing)
+
 SECONDS = 60
 NEVER_SECONDS = 3600.0
+
+
+@asynccontextmanager
+async def running(
+    server_of: Callable[[Settings], T], directory: Path, jobs: int
+) -> AsyncIterator[tuple[T, AsyncClient]]:
+    """A server with so many jobs that run, and a client. All jobs have to have been stopped at the end."""
+    flags = {"data_dir": str(directory / "data"), "listen": "127.0.0.1:0", "http_listen": "off"}
+    settings = load({**flags, "max_running": str(jobs)}, {}, None)
+    async with server_of(settings) as server, AsyncClient(f"127.0.0.1:{server.port}") as client:
+        announced = Announcements()
+        server.listeners.append(announced)
+        executions = [(await client.enqueue("task", "none")).execution.id for _ in range(jobs)]
+        for execution_id in executions:
+            await announced.reaches(execution_id, State.RUNNING)
+        yield server, client
+        for execution_id in executions:
+            await announced.reaches(execution_id, State.STOPPED)
 
 
 class Inside:
@@ -189,19 +209,10 @@ class ServerOfSlowDeliveries(ServerOfNothing):
 
 
 async def test_output_that_is_on_its_way_holds_up_no_other_end(tmp_path: Path) -> None:
-    flags = {"data_dir": str(tmp_path / "data"), "listen": "127.0.0.1:0", "http_listen": "off"}
-    settings = load({**flags, "max_running": str(JOBS)}, {}, None)
-    async with ServerOfSlowDeliveries(settings) as server, AsyncClient(f"127.0.0.1:{server.port}") as client:
-        announced = Announcements()
-        server.listeners.append(announced)
-        executions = [(await client.enqueue("task", "none")).execution.id for _ in range(JOBS)]
-        for execution_id in executions:
-            await announced.reaches(execution_id, State.RUNNING)
+    async with running(ServerOfSlowDeliveries, tmp_path, JOBS) as (server, client):
         await client.stop_many(task_id="task")
         assert await asyncio.to_thread(server.captures.all_wait.wait, SECONDS)
         server.captures.has_come.set()
-        for execution_id in executions:
-            await announced.reaches(execution_id, State.STOPPED)
 
 
 class EngineThatGoes(NothingRuns):
@@ -236,14 +247,7 @@ class ServerOfEngineThatGoes(ServerOfNothing):
 
 
 async def test_an_engine_that_is_known_to_be_away_is_not_asked_by_each_execution(tmp_path: Path) -> None:
-    flags = {"data_dir": str(tmp_path / "data"), "listen": "127.0.0.1:0", "http_listen": "off"}
-    settings = load({**flags, "max_running": "20"}, {}, None)
-    async with ServerOfEngineThatGoes(settings) as server, AsyncClient(f"127.0.0.1:{server.port}") as client:
-        announced = Announcements()
-        server.listeners.append(announced)
-        executions = [(await client.enqueue("task", "none")).execution.id for _ in range(20)]
-        for execution_id in executions:
-            await announced.reaches(execution_id, State.RUNNING)
+    async with running(ServerOfEngineThatGoes, tmp_path, 20) as (server, client):
         before = server.backend.pings
         server.backend.go()
         while server.dispatcher._on_thread:
@@ -252,23 +256,12 @@ async def test_an_engine_that_is_known_to_be_away_is_not_asked_by_each_execution
         assert server.backend.pings == before
         server.backend.away.clear()
         await client.stop_many(task_id="task")
-        for execution_id in executions:
-            await announced.reaches(execution_id, State.STOPPED)
 
 
 async def test_all_stops_are_sent_at_once_and_ends_go_on_some_at_a_time(tmp_path: Path) -> None:
-    flags = {"data_dir": str(tmp_path / "data"), "listen": "127.0.0.1:0", "http_listen": "off"}
-    settings = load({**flags, "max_running": str(JOBS)}, {}, None)
-    async with ServerOfHangingEnds(settings) as server, AsyncClient(f"127.0.0.1:{server.port}") as client:
-        announced = Announcements()
-        server.listeners.append(announced)
-        executions = [(await client.enqueue("task", "none")).execution.id for _ in range(JOBS)]
-        for execution_id in executions:
-            await announced.reaches(execution_id, State.RUNNING)
+    async with running(ServerOfHangingEnds, tmp_path, JOBS) as (server, client):
         await client.stop_many(task_id="task")
         assert await asyncio.to_thread(server.backend.all_stopped.wait, SECONDS)
         await asyncio.to_thread(server.backend.asking.wait_for, ENDS_AT_ONCE)
         server.backend.answer()
-        for execution_id in executions:
-            await announced.reaches(execution_id, State.STOPPED)
     assert server.backend.asking.most == ENDS_AT_ONCE
