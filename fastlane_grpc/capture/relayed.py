@@ -442,8 +442,8 @@ class RelayedCapture:
         lock = open_record(self._record, os.O_RDONLY)
         try:
             while not _is_locked(lock):
-                # A piece that is being stored is waited for. A relay without one would stay connected for as long as
-                # its pod is there. It comes again, and is refused if the record is closed.
+                # The call of a relay that has nothing to send would last as long as its pod. Once the record is closed,
+                # that call is broken off, after the piece that is being stored. The next call is refused.
                 if permission(self._directory) is Permission.CLOSED:
                     relay_calls.end(self._directory)
                 wait(LOOK_SECONDS)
