@@ -209,7 +209,13 @@ def test_two_hosts_may_be_one_namespace(file: Path) -> None:
         (CLUSTER.replace('namespace = "jobs"', ""), "[[hosts]] 1 of file {file} has no namespace, which is required"),
         (CLUSTER.replace("kit_image", "kit_imag"), "'kit_imag'; did you mean 'kit_image'?"),
         (CLUSTER.replace('"jobs"', '"Jobs"'), "is 'Jobs': must be the name of a namespace"),
-        (CLUSTER.replace(":7021", ""), "relay_address in [[hosts]] 1 of file {file} is '10.0.0.5': must be"),
+        *(
+            (
+                CLUSTER.replace(":7021", port),
+                f"relay_address in [[hosts]] 1 of file {{file}} is '10.0.0.5{port}': must be",
+            )
+            for port in ("", ":0")
+        ),
         (CLUSTER + 'context = "c"', "has a context and no kubeconfig"),
         (CLUSTER + 'node_selector = "disk"', "has 'disk', which is not a label of a node"),
         (CLUSTER + 'node_selector = "a=b,a=c"', "has the label a twice"),

@@ -461,8 +461,8 @@ def test_pods_send_nothing_in_the_clear_unless_that_is_accepted(harness: Harness
 
 
 def test_the_doctor_tells_of_a_cluster_what_a_server_would_find(harness: Harness) -> None:
-    def examined() -> str:
-        harness.settings("insecure = true", **replaced)
+    def examined(first_line: str = "insecure = true") -> str:
+        harness.settings(first_line, **replaced)
         command = [*FASTLANE, "doctor", "--config", str(harness.config), "--data-dir", str(harness.config.parent / "d")]
         return subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=SECONDS).stdout
 
@@ -472,6 +472,7 @@ def test_the_doctor_tells_of_a_cluster_what_a_server_would_find(harness: Harness
     assert re.search(rf"ok +rights of pods .*{harness.namespace}", told), told
     assert re.search(rf"ok +pods of pods .*{re.escape(KIT_IMAGE)}", told), told
     assert re.search(r"ok +relays of pods .*in the clear", told), told
+    assert re.search(r"FAIL +relays of pods .*in the clear", told := examined("")), told
     replaced = {"namespace": "nowhere"}
     assert re.search(r'FAIL +pods of pods .*namespaces "nowhere" not found', examined())
     assert harness.cluster.control_plane

@@ -44,6 +44,7 @@ from fastlane_grpc.config.values import (
     read_port,
     read_public,
     read_registry,
+    read_relay_address,
     read_request_bytes,
     read_resource_name,
     read_retries,
@@ -170,7 +171,7 @@ class KubernetesHostSettings:
     )
     relay_address: str = setting(
         lambda: "",
-        read_address,
+        read_relay_address,
         "address at which pods reach relay_listen of the server, as 10.0.0.5:7021; needed for capture relay",
     )
     kubeconfig: Path | None = setting(

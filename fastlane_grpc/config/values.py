@@ -251,6 +251,16 @@ def read_object_name(text: str) -> str:
     return text
 
 
+def read_relay_address(text: str) -> str:
+    try:
+        has_port = read_address(text).rpartition(":")[2].strip("0") != ""
+    except ValueError:
+        has_port = False
+    if not has_port:
+        raise ValueError("must be HOST:PORT, as 10.0.0.5:7021: where pods reach relay_listen of the server")
+    return text
+
+
 def read_resource_name(text: str) -> str:
     if not re.fullmatch(_LABEL_KEY, text) or "/" not in text:
         raise ValueError("must be the name of a resource of Kubernetes, as nvidia.com/gpu")
@@ -409,6 +419,7 @@ KINDS: Mapping[Callable[[str], object], str] = {
     read_keeping: "DURATION",
     read_bytes_or_off: "BYTES",
     read_address: "HOST:PORT",
+    read_relay_address: "HOST:PORT",
     read_address_or_off: "HOST:PORT",
     read_web_hosts: "NAMES",
     read_origins: "ORIGINS",

@@ -47,5 +47,10 @@ def _relays(host: KubernetesHostSettings, settings: Settings) -> Finding:
     if is_loopback(listen):
         advice = "set relay_listen to an address that the nodes reach"
         return warn("relays", f"the server listens on {listen}, which only pods of this machine reach", advice)
+    if not settings.tls_cert and not settings.insecure:
+        advice = "set tls_cert and tls_key, or accept it with --insecure"
+        return fail(
+            "relays", f"the server does not start: pods would send their output to {listen} in the clear", advice
+        )
     how = "by TLS" if settings.tls_cert else "in the clear"
     return ok("relays", f"pods send their output to {host.relay_address} {how}; the server listens on {listen}")
